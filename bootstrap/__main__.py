@@ -1,0 +1,5 @@
+"""``python -m bootstrap`` is ``ucllm``."""
+
+from bootstrap.cli import main
+
+main()

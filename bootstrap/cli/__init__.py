@@ -1,0 +1,82 @@
+"""The command line: one module per command, loaded only when it is called."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from bootstrap import __version__
+from bootstrap.cli.base import LazyGroup, Report, emit
+from pipeline.errors import Problem, UcllmError, did_you_mean
+from pipeline.i18n import N_, _
+
+#: Name, module, and the line `ucllm --help` shows without loading the module.
+COMMANDS = {
+    "setup": ("bootstrap.cli.setup", N_("Make the environment: everything Step 0 does, resumable and verified.")),
+    "doctor": ("bootstrap.cli.doctor", N_("Say what is true, what is wrong and what repairs it; --fix repairs it.")),
+    "train": ("bootstrap.cli.train", N_("Run steps 1 to 5: tokenizer, corpus, pretrain, convert, fine-tune, upload.")),
+}
+
+
+@click.group(
+    cls=LazyGroup,
+    commands_table=COMMANDS,
+    help=_("Environment bootstrapper and doctor for LLM training, and the pipeline that trains once it is right."),
+    epilog=_("Start with `ucllm setup`, then `ucllm train all`."),
+)
+@click.version_option(__version__, prog_name="ucllm")
+def ucllm() -> None:
+    """The root command; its help is above, translated."""
+
+
+def main() -> NoReturn:
+    """Run the command line and exit as DESIGN section 5 says: 0 fine, 2 usage, 130 interrupted, …"""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        # Without standalone mode click returns the code of `ctx.exit()` instead of exiting.
+        result = ucllm.main(prog_name="ucllm", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        hint = _("Run the same command again; it continues where it stopped.")
+        code = _report("interrupted", 130, [Problem("interrupted", _("Interrupted."), hint=hint)])
+    except click.exceptions.NoSuchOption as error:
+        hint = did_you_mean(error.option_name, error.possibilities) if error.possibilities else _help_hint(error)
+        code = _report("usage", 2, [Problem("usage", error.message, hint=hint)])
+    except click.UsageError as error:
+        hint = getattr(error, "hint", "") or _help_hint(error)
+        code = _report("usage", 2, [Problem("usage", error.format_message(), hint=hint)])
+    except click.ClickException as error:
+        code = _report("usage", 2, [Problem("usage", error.format_message())])
+    except UcllmError as error:
+        code = _report("error", getattr(error, "exit_code", 2), error.problems)
+    except BrokenPipeError:
+        # The reader went away (`ucllm doctor | head`): that is no failure of ours, and not ours to report.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if {"-v", "--verbose"} & set(sys.argv):
+            raise
+        hint = _("Run the command again with -v and report what it prints.")
+        what = _("ucllm itself failed: {error}").format(error=f"{type(error).__name__}: {error}")
+        code = _report("error", 70, [Problem("internal", what, hint=hint)])
+    sys.exit(code)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _help_hint(error: click.UsageError) -> str:
+    path = error.ctx.command_path if error.ctx else "ucllm"
+    return _("See `{command} --help`.").format(command=path)
+
+
+def _report(status: str, code: int, problems: tuple[Problem, ...] | list[Problem]) -> int:
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    emit(Report(" ".join(words[:2]), status, code, {}, tuple(problems)), as_json="--json" in sys.argv)
+    return code

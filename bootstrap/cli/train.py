@@ -1,0 +1,296 @@
+"""``ucllm train STAGE|all``: gate, then steps 1 to 5."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bootstrap import __version__
+from bootstrap.cli.base import LazyGroup, Report, choose_profile, common_options, finish
+from bootstrap.cli.train_text import Terminal, render
+from bootstrap.cli.work import Work, open_work
+from bootstrap.findings import FAIL, UNKNOWN, Finding
+from pipeline.config import Config, resolve
+from pipeline.errors import Problem, UcllmError
+from pipeline.i18n import N_, _
+from pipeline.runs import StagePlan
+from pipeline.stages import BY_NAME, STAGES, Sources, module_of
+from pipeline.train import Environment, StageFailed, StageResult, exit_code, launch, train
+
+TABLE = {
+    "all": ("", N_("All seven stages, skipping what is up to date.")),
+    **{info.name: ("", info.title) for info in STAGES},
+}
+
+
+class StageGroup(LazyGroup):
+    """One command a stage, built from the stage's name."""
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a stage, or of all."""
+        return stage_command(cmd_name) if cmd_name in self.table else None
+
+
+@click.group(cls=StageGroup, commands_table=TABLE, help=_("Run steps 1 to 5 of the guide, or one stage of them."))
+def command() -> None:
+    """The group; its help is above, translated."""
+
+
+class ManyInputs(click.Command):
+    """Reads ``--input A B C`` as three inputs: stages have no positional arguments to confuse it with."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat ``--input`` before each further word, then parse as usual."""
+        spread: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("-") and len(word) > 1:
+                option, _equals, value = word.partition("=")
+                option = "" if value else option
+                spread.append(word)
+            elif option == "--input" and spread[-1] != "--input":
+                spread += ["--input", word]
+            else:
+                spread.append(word)
+        return super().parse_args(ctx, spread)
+
+
+def _option(*names: str, text: str, **kwargs: Any) -> click.Option:
+    return click.Option(names, help=text, **kwargs)
+
+
+def _own_files(stage: str) -> list[click.Option]:
+    """The options for files of one's own (DESIGN section 5)."""
+    path = click.Path(path_type=Path)
+    inputs = {
+        "all": _("Texts to use instead of the recipe's: text or JSONL, plain or .gz."),
+        "tokenizer": _("Texts: plain or JSONL, also .gz."),
+        "corpus": _("Texts: plain or JSONL, also .gz."),
+        "pretrain": _("A corpus: the PREFIX of PREFIX_text_document.bin and .idx."),
+        "convert": _("A checkpoint: a model folder of `pretrain`, or a global_stepN folder or its parent."),
+        "finetune": _("The base model: a folder, or a name on the Hub."),
+    }.get(stage, _("The model folder."))
+    found = [_option("--input", "inputs", text=inputs, multiple=True, metavar="PATH...")]
+    if stage == "tokenizer":
+        found.append(_option("--vocab-size", text=_("Number of pieces."), type=int))
+    if stage in ("corpus", "pretrain", "convert"):
+        found.append(_option("--tokenizer", text=_("A SentencePiece .model file."), type=path))
+    if stage == "finetune":
+        found.append(_option("--data", text=_("Instructions: JSONL with text, messages, or prompt and completion.")))
+    if stage.startswith("upload"):
+        found.append(_option("--repo", text=_("The Hub repository to publish to: NAME or USER/NAME.")))
+        found.append(_option("--prompt", text=_("What the reloaded model must continue.")))
+    if stage != "all":
+        found.append(_option("--output", text=_("Where the result goes, instead of the run directory."), type=path))
+    return found
+
+
+def stage_command(name: str) -> click.Command:
+    """The command of one stage, or of all."""
+    options: list[click.Parameter] = [
+        _option("--recipe", text=_("A recipe's name, or a TOML file.")),
+        _option("--engine", text=_("Who does the heavy work of pretrain or finetune.")),
+        _option(
+            "--set", "settings", text=_("Change one value: --set pretrain.steps=100."), multiple=True, metavar="A.B=C"
+        ),
+        *_own_files(name),
+        _option("--force", text=_("Run also what is up to date."), is_flag=True),
+        _option("--dry-run", text=_("Show exactly what would be started, and start nothing."), is_flag=True),
+        _option("--no-checks", text=_("Start although a check fails; recorded in the manifest."), is_flag=True),
+        _option("--yes", text=_("Never ask."), is_flag=True),
+    ]
+
+    def call(**values: Any) -> None:
+        _train(name, values)
+
+    title = _("Run all seven stages, skipping what is up to date.") if name == "all" else _(BY_NAME[name].title)
+    built = ManyInputs(name, callback=call, params=options, help=title)
+    return common_options(built)
+
+
+def _configuration(stage: str, values: Mapping[str, Any], work: Work) -> Config:
+    """The resolved configuration: recipe, ``--set``, then the command's own options."""
+    overrides: dict[str, Any] = {}
+    inputs = list(values["inputs"])
+    if stage == "all" and inputs:
+        overrides["data.input"] = inputs
+        overrides["data.dataset"] = ""
+    if values.get("vocab_size") is not None:
+        overrides["tokenizer.vocab_size"] = values["vocab_size"]
+    if values.get("data") is not None:
+        overrides["finetune.data"] = values["data"]
+    if values.get("prompt") is not None:
+        overrides["upload.prompt"] = values["prompt"]
+    if values.get("repo") is not None:
+        overrides["upload.pretrained_repo" if stage == "upload-pretrained" else "upload.finetuned_repo"] = values[
+            "repo"
+        ]
+    if values["engine"]:
+        if stage in ("all", "pretrain"):
+            overrides["pretrain.engine"] = values["engine"]
+        if stage == "finetune":
+            overrides["finetune.engine"] = values["engine"]
+    own = bool(inputs) and stage != "all"
+    recipe = values["recipe"] or ("" if own else work.profile.recipe)
+    config = resolve(recipe, values["settings"], overrides)
+    config.data.input = [str(Path(item).absolute()) for item in config.data.input]
+    if config.finetune.data not in ("", "corpus"):
+        config.finetune.data = str(Path(config.finetune.data).absolute())
+    return config
+
+
+def _train(stage: str, values: dict[str, Any]) -> None:
+    as_json = values["as_json"]
+    names = [info.name for info in STAGES] if stage == "all" else [stage]
+    required = sorted({item for name in names for item in BY_NAME[name].requires})
+    work = open_work(f"train {stage}", values["workspace"], values["profile"], choose_profile, only=required)
+    config = _configuration(stage, values, work)
+    plans = _plans(names, values, config, work)
+    environment = Environment(work.workspace.python, work.workspace.state, __version__, values["no_checks"])
+    findings = _gate(work)
+    if values["dry_run"]:
+        finish(_dry_run(stage, plans, environment, config, findings), as_json=as_json, text=render)
+    if not values["no_checks"]:
+        _refuse(stage, findings, as_json=as_json)
+    terminal = Terminal(len(plans))
+    _fetch_dataset(plans, config, work, terminal)
+    try:
+        results = train(plans, environment, terminal, force=values["force"])
+    except StageFailed as failure:
+        terminal.close()
+        data = _data(stage, failure.results, config)
+        code = exit_code(failure.stage)
+        finish(Report(f"train {stage}", "failed", code, data, failure.error.problems), as_json=as_json, text=render)
+    except BaseException:
+        terminal.close()
+        raise
+    else:
+        terminal.close()
+        data = _data(stage, results, config)
+        finish(Report(f"train {stage}", "ok", 0, data), as_json=as_json, text=render)
+
+
+def _plans(names: Sequence[str], values: Mapping[str, Any], config: Config, work: Work) -> list[StagePlan]:
+    """The plan of each stage. Raises :class:`UcllmError` with the problems of all of them at once."""
+    from bootstrap import datasets
+
+    dataset = datasets.path_of(config.data.dataset, work.workspace) if config.data.dataset else None
+    own = tuple(values["inputs"]) if len(names) == 1 else ()
+    sources = Sources(
+        root=work.workspace.output / config.name,
+        dataset=dataset,
+        inputs=tuple(_absolute(item) for item in own),
+        tokenizer=values.get("tokenizer") and values["tokenizer"].absolute(),
+        output=values.get("output") and values["output"].absolute(),
+    )
+    problems: list[Problem] = []
+    plans: list[StagePlan] = []
+    for name in names:
+        repo = {"upload-pretrained": config.upload.pretrained_repo, "upload-finetuned": config.upload.finetuned_repo}
+        publish = bool(repo.get(name)) and _has_token()
+        try:
+            plans.append(module_of(name).plan(name, config, dataclasses.replace(sources, publish=publish)))
+        except UcllmError as error:
+            problems += error.problems
+    if problems:
+        raise UcllmError.of(problems)
+    return plans
+
+
+def _absolute(item: str) -> str:
+    """A path made absolute. What is no file here and looks like ``user/model`` stays: it may be a name on the Hub."""
+    return (
+        str(Path(item).absolute())
+        if Path(item).exists() or item.startswith((".", "/")) or item.count("/") != 1
+        else item
+    )
+
+
+def _has_token() -> bool:
+    """Whether a Hub token is there, by the places huggingface_hub looks in; the token itself is not read."""
+    import os
+
+    if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return True
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
+    return Path(os.environ.get("HF_TOKEN_PATH") or home / "token").is_file()
+
+
+def _gate(work: Work) -> list[Finding]:
+    from bootstrap import runner
+
+    return runner.diagnose(work.profile, work.facts, work.requirements)
+
+
+def _refuse(stage: str, findings: Sequence[Finding], *, as_json: bool) -> None:
+    """Stop before anything starts when a check that the stage requires fails, or could not be made."""
+    from bootstrap import runner
+
+    code = runner.exit_code(findings)
+    if code == 0:
+        return
+    problems = [
+        Problem(
+            f"check.{finding.id}",
+            f"{finding.id}: {finding.summary}",
+            hint=_("Repair with `ucllm doctor --fix`, or make everything with `ucllm setup`."),
+        )
+        for finding in findings
+        if finding.status in (FAIL, UNKNOWN)
+    ]
+    data = {"stages": [], "findings": [finding.as_json() for finding in findings]}
+    finish(Report(f"train {stage}", "refused", code, data, tuple(problems)), as_json=as_json, text=render)
+
+
+def _fetch_dataset(plans: Sequence[StagePlan], config: Config, work: Work, terminal: Terminal) -> None:
+    """Fetch the recipe's text if a stage reads it."""
+    from bootstrap import datasets
+
+    if not config.data.dataset:
+        return
+    path = datasets.path_of(config.data.dataset, work.workspace)
+    if any(path in plan.inputs.values() for plan in plans):
+        datasets.ensure(config.data.dataset, work.workspace, terminal.say)
+
+
+def _dry_run(
+    stage: str, plans: Sequence[StagePlan], environment: Environment, config: Config, findings: Sequence[Finding]
+) -> Report:
+    """Exactly what would be started; for ``all``, of each stage."""
+    starts = []
+    for plan in plans:
+        start = launch(plan, environment)
+        inputs = {name: str(path) for name, path in plan.inputs.items()}
+        outputs = {name: str(path) for name, path in plan.outputs.items()}
+        described = {"argv": list(start.argv), "env": dict(start.env), "files": dict(start.files)}
+        starts.append(
+            {"stage": plan.stage, "launch": described, "config": plan.config, "inputs": inputs, "outputs": outputs}
+        )
+    data: dict[str, Any] = {
+        "stages": [],
+        "plans": starts,
+        "findings": [finding.as_json() for finding in findings],
+        "estimate": _estimate(config),
+    }
+    if len(starts) == 1:
+        data["launch"] = starts[0]["launch"]
+    return Report(f"train {stage}", "planned", 0, data)
+
+
+def _estimate(config: Config) -> dict[str, Any]:
+    from pipeline.pretrain import estimate
+
+    return dict(estimate(config))
+
+
+def _data(stage: str, results: Sequence[StageResult], config: Config) -> dict[str, Any]:
+    return {
+        "stages": [dataclasses.asdict(result) for result in results],
+        "recipe": config.name,
+        "complete": stage == "all" and len(results) == len(STAGES),
+    }

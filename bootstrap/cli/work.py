@@ -1,0 +1,166 @@
+"""What setup, doctor and the gate of training have in common: a profile, a workspace, its facts and requirements."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bootstrap import profiles, requirements, runner
+from bootstrap import workspace as workspaces
+from bootstrap.cli.base import Chosen, Report, finish
+from bootstrap.facts import Facts
+from bootstrap.facts.collect import collect
+from bootstrap.findings import Finding
+from bootstrap.profiles import Profile
+from bootstrap.requirements import Action, Requirement
+from bootstrap.workspace import Workspace
+from pipeline.errors import UcllmError
+from pipeline.i18n import _
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything a command needs to check or repair."""
+
+    command: str
+    workspace: Workspace
+    profile: Profile
+    chosen: Chosen
+    facts: Facts
+    requirements: list[Requirement]
+
+    def data(self, findings: Sequence[Finding]) -> dict[str, Any]:
+        """The report's data."""
+        return {
+            "workspace": str(self.workspace.root),
+            "profile": {"name": self.profile.name, "reason": self.chosen.reason},
+            "findings": [finding.as_json() for finding in findings],
+        }
+
+    def plan(self) -> list[dict[str, Any]]:
+        """What fixing would do now, as JSON."""
+        return [
+            {"requirement": requirement.id, "action": action.text, "commands": list(action.commands)}
+            for requirement, actions in runner.plans(self.profile, self.facts, self.requirements, self.workspace)
+            for action in actions
+        ]
+
+
+def open_work(
+    command: str,
+    workspace: Path | None,
+    profile: str | None,
+    choose: Callable[[str | None, str], Chosen],
+    only: Sequence[str] | None = None,
+) -> Work:
+    """Choose workspace and profile and collect the facts; ``only`` limits the requirements, with what they need."""
+    place = workspaces.find(workspace)
+    chosen = choose(profile, place.recorded_profile())
+    loaded = profiles.load(chosen.name)
+    wanted = requirements.load(tuple(item for item in loaded.requirements if only is None or item in only))
+    return Work(command, place, loaded, chosen, collect(loaded, place), wanted)
+
+
+@contextlib.contextmanager
+def changing(workspace: Workspace) -> Iterator[None]:
+    """Hold the workspace while it is changed; a second invocation waits, and says for whom."""
+    try:
+        workspace.state.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(workspace.state / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UcllmError(
+            "workspace.not-writable",
+            _("Cannot write to the workspace {path}.").format(path=workspace.root),
+            str(error.strerror),
+            _("Choose another with `--workspace DIR`."),
+        ) from error
+    try:
+        told = False
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    told = True
+                    owner = os.pread(descriptor, 100, 0).decode("ascii", "replace").strip()
+                    click.echo(
+                        _("Waiting for process {pid}, which is changing this workspace.").format(pid=owner), err=True
+                    )
+                time.sleep(0.2)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Teller:
+    """Prints each action as it starts, with the time it took when the next one starts, to stderr."""
+
+    def __init__(self) -> None:
+        self._began = 0.0
+
+    def __call__(self, requirement: Requirement, action: Action | None, text: str) -> None:
+        """One line an action; what an action tells is indented under it."""
+        if text:
+            click.echo(f"    {text}", err=True)
+            return
+        self.close()
+        if action is not None:
+            click.echo(f"  {requirement.id}: {action.text}", err=True)
+            self._began = time.monotonic()
+
+    def close(self) -> None:
+        """Say how long the last action took, if that was long enough to wonder."""
+        seconds = time.monotonic() - self._began
+        if self._began and seconds >= 1:
+            click.echo("    " + _("done in {seconds} s").format(seconds=round(seconds)), err=True)
+        self._began = 0.0
+
+
+def mend_and_report(
+    work: Work,
+    command: str,
+    *,
+    as_json: bool,
+    failed_code: int,
+    text: Callable[[Mapping[str, Any]], str],
+    before: Callable[[], None] = lambda: None,
+) -> None:
+    """Fix what fails, check again, print the report and leave. ``failed_code`` is for a fix that did not help."""
+    teller = Teller()
+    with changing(work.workspace):
+        before()
+        # The facts are read again: whoever held the workspace before may have changed it.
+        facts = collect(work.profile, work.workspace)
+        try:
+            mended = runner.mend(
+                work.profile,
+                work.workspace,
+                work.requirements,
+                facts,
+                lambda: collect(work.profile, work.workspace),
+                teller,
+            )
+        except UcllmError as error:
+            teller.close()
+            facts = collect(work.profile, work.workspace)
+            findings: Sequence[Finding] = runner.diagnose(work.profile, facts, work.requirements)
+            report = Report(command, "failed", failed_code, work.data(findings), error.problems)
+            finish(report, as_json=as_json, text=text)
+            return
+        teller.close()
+    code = runner.exit_code(mended.findings)
+    if mended.still_failing or (code and command == "setup"):
+        code = failed_code
+    data = {**work.data(mended.findings), "actions": list(mended.actions)}
+    finish(Report(command, "ok" if code == 0 else "failed", code, data), as_json=as_json, text=text)

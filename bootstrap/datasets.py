@@ -1,0 +1,132 @@
+"""Recipes' texts: fetched once into ``<workspace>/data``, checked by sha256, never part of ucllm."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import tarfile
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from bootstrap import host
+from bootstrap.workspace import Workspace
+from pipeline.config import datasets
+from pipeline.errors import UcllmError, did_you_mean
+from pipeline.i18n import _
+from pipeline.runs import sha256_file
+
+#: Asks pip where it looks: the site's configuration, else pip's own default. The first is pip's public command.
+_INDEX_CODE = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+
+
+def path_of(name: str, workspace: Workspace) -> Path:
+    """Where the text lies, or will. Raises :class:`UcllmError` for a name that is not in the catalogue."""
+    return workspace.root / "data" / _entry(name)["file"]
+
+
+def _entry(name: str) -> dict[str, str]:
+    known = datasets()
+    if name not in known:
+        raise UcllmError(
+            "dataset.unknown",
+            _("There is no dataset `{name}`.").format(name=name),
+            hint=did_you_mean(name, list(known)),
+        )
+    return {key: str(value) for key, value in known[name].items()}
+
+
+def ensure(name: str, workspace: Workspace, say: Callable[[str], None]) -> Path:
+    """The dataset's file, fetched if it is not there. Raises :class:`UcllmError`, also when its sha256 is wrong."""
+    entry = _entry(name)
+    target = path_of(name, workspace)
+    if target.exists():
+        if sha256_file(target) == entry["sha256"]:
+            return target
+        raise UcllmError(
+            "dataset.altered",
+            _("{path} is not the dataset `{name}`: its content was altered.").format(path=target, name=name),
+            _("Its sha256 should be {sha256}.").format(sha256=entry["sha256"]),
+            _(
+                "Move it away (`mv {path} {path}.mine`) and run the same command again, or train on it as your own: "
+                "`--set data.input={path}.mine`."
+            ).format(path=target),
+        )
+    say(_("fetching {title} ({kilobytes} kB)").format(title=entry["title"], kilobytes=int(entry["bytes"]) // 1000))
+    archive = workspace.state / "cache" / "downloads" / entry["sdist_file"]
+    if not (archive.exists() and sha256_file(archive) == entry["sdist_sha256"]):
+        host.fetch(_url_of(entry, workspace), archive, entry["sdist_sha256"])
+    part = target.with_name(target.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive) as opened:
+        member = opened.extractfile(entry["sdist_member"])
+        part.write_bytes(member.read() if member else b"")
+    if sha256_file(part) != entry["sha256"]:
+        part.unlink()
+        raise UcllmError(
+            "fetch.wrong-hash", _("{name} is not the file it should be; it was thrown away.").format(name=target.name)
+        )
+    part.replace(target)
+    return target
+
+
+def _url_of(entry: dict[str, str], workspace: Workspace) -> str:
+    """The address of the source distribution in the package index that pip is configured to use."""
+    page = f"{_index(workspace)}/{entry['sdist']}/"
+    accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
+    request = urllib.request.Request(page, headers={"Accept": accept})  # noqa: S310  pip's own index setting
+    try:
+        with urllib.request.urlopen(request, timeout=host.TIMEOUT_S) as answer:  # noqa: S310  as above
+            body, kind, page = answer.read().decode("utf-8"), answer.headers.get_content_type(), str(answer.geturl())
+    except OSError as error:
+        raise UcllmError(
+            "fetch.failed",
+            _("Cannot reach the package index for {name}.").format(name=entry["sdist_file"]),
+            str(getattr(error, "reason", error)),
+            _("Check the network, or pip's settings: `pip config list`."),
+        ) from error
+    if kind.endswith("json"):
+        links = {str(item["filename"]): str(item["url"]) for item in json.loads(body)["files"]}
+    else:
+        links = _Links.of(body)
+    if entry["sdist_file"] not in links:
+        raise UcllmError(
+            "fetch.not-found",
+            _("The package index has no {name}.").format(name=entry["sdist_file"]),
+            hint=_("Set another index: `PIP_INDEX_URL`, or `pip config set global.index-url URL`."),
+        )
+    return urllib.parse.urljoin(page, str(links[entry["sdist_file"]])).partition("#")[0]
+
+
+def _index(workspace: Workspace) -> str:
+    """pip's index: its configuration (which includes ``PIP_INDEX_URL``), else its default."""
+    python = str(workspace.python)
+    for setting in (":env:.index-url", "install.index-url", "global.index-url"):
+        done = host.capture((python, "-m", "pip", "config", "get", setting), timeout_s=30)
+        if done.code == 0 and done.stdout.strip():
+            return done.stdout.strip().rstrip("/")
+    return host.capture((python, "-c", _INDEX_CODE), timeout_s=30).stdout.strip().rstrip("/")
+
+
+class _Links(html.parser.HTMLParser):
+    """The anchors of a PEP 503 page: file name to address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: dict[str, str] = {}
+        self._href = ""
+
+    @classmethod
+    def of(cls, body: str) -> dict[str, str]:
+        parser = cls()
+        parser.feed(body)
+        return parser.links
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._href = dict(attrs).get("href") or "" if tag == "a" else ""
+
+    def handle_data(self, data: str) -> None:
+        if self._href and data.strip():
+            self.links[data.strip()] = self._href
+            self._href = ""

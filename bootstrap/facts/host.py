@@ -1,0 +1,66 @@
+"""Facts of the machine, read in our own process or by asking an interpreter for its version."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from bootstrap import host
+from bootstrap.facts import HostFacts, Interpreter
+
+
+def collect(workspace: Path) -> HostFacts:
+    """Read the machine. Nothing that fails here stops the rest: it becomes an entry of ``errors``."""
+    errors: dict[str, str] = {}
+    existing = next(folder for folder in (workspace, *workspace.parents) if folder.exists())
+    try:
+        disk_free: int | None = shutil.disk_usage(existing).free
+    except OSError as error:
+        disk_free, errors["disk_free"] = None, str(error)
+    return HostFacts(
+        system=platform.system(),
+        machine=platform.machine(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        memory_available=_memory_available(errors),
+        disk_free=disk_free,
+        workspace_writable=os.access(existing, os.W_OK | os.X_OK),
+        interpreters=own_interpreter(),
+        nvidia_driver=Path("/proc/driver/nvidia/version").exists() or Path("/sys/module/nvidia").exists(),
+        scheduler="slurm" if shutil.which("sinfo") or "SLURM_JOB_ID" in os.environ else "",
+        errors=errors,
+    )
+
+
+def _memory_available(errors: dict[str, str]) -> int | None:
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        return int(text.partition("MemAvailable:")[2].split()[0]) * 1024
+    except (OSError, ValueError, IndexError) as error:
+        errors["memory_available"] = str(error)
+        return None
+
+
+def own_interpreter() -> tuple[Interpreter, ...]:
+    """The Python that the tool's own environment was made from: known without asking anyone."""
+    base = getattr(sys, "_base_executable", None) or sys.executable
+    return (Interpreter(str(base), platform.python_version()),)
+
+
+def other_interpreters(versions: tuple[str, ...]) -> tuple[Interpreter, ...]:
+    """Pythons on PATH called ``python3.12`` and the like that really have that version."""
+    found = []
+    for version in reversed(versions):
+        path = shutil.which(f"python{version}")
+        if path is None:
+            continue
+        try:
+            done = host.capture((path, "-Ic", "import sys; print(sys.executable, *sys.version_info[:3])"), timeout_s=10)
+        except (OSError, TimeoutError):
+            continue
+        words = done.stdout.split()
+        if done.code == 0 and len(words) == 4 and words[1:3] == version.split("."):
+            found.append(Interpreter(words[0], ".".join(words[1:])))
+    return tuple(found)

@@ -1,0 +1,160 @@
+"""``env.packages``: every locked package is installed, whole, in exactly the locked version (Step 0-3)."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from bootstrap import host
+from bootstrap.facts import Facts
+from bootstrap.findings import FAIL, OK, Finding, Remedy
+from bootstrap.profiles import Profile, TorchSource
+from bootstrap.requirements import Action, Requirement, Say
+from bootstrap.workspace import Workspace
+from pipeline.errors import UcllmError
+from pipeline.i18n import N_, _
+
+#: How many names a sentence lists before it says how many more there are.
+SHOWN = 6
+
+
+def check(profile: Profile, facts: Facts) -> Finding:
+    """Compare the installed distributions with the locks. torch may carry a local version, ``2.13.0+cpu``."""
+    missing, different, broken = compare(profile, facts)
+    python = ".".join(facts.env.version.split(".")[:2])
+    locks = sorted({pin.lock for pin in profile.pins_for(python)})
+    looked = _("compared {count} installed packages with {locks}").format(
+        count=len(facts.env.dists), locks=", ".join(f"{profile.name}/{name}" for name in locks)
+    )
+    parts = [
+        (_("missing: {names}"), missing),
+        (_("another version: {names}"), different),
+        (_("half installed: {names}"), broken),
+    ]
+    wrong = [text.format(names=_shorten(names)) for text, names in parts if names]
+    if not wrong:
+        count = len(profile.pins_for(python))
+        return Finding(REQUIREMENT.id, OK, _("{count} packages as locked").format(count=count), (looked,))
+    total = len(missing) + len(different) + len(broken)
+    summary = _("{count} packages are not as locked.").format(count=total)
+    remedy = Remedy(
+        _("Install them from the locks."), tuple(_commands(profile, Path(facts.env.python))), automatic=True
+    )
+    return Finding(REQUIREMENT.id, FAIL, summary, (looked, *wrong), remedy)
+
+
+def compare(profile: Profile, facts: Facts) -> tuple[list[str], list[str], list[str]]:
+    """What is missing, what has another version, what is only half there, as texts for people."""
+    missing: list[str] = []
+    different: list[str] = []
+    broken: list[str] = []
+    for pin in profile.pins_for(".".join(facts.env.version.split(".")[:2])):
+        dist = facts.env.dists.get(pin.name)
+        if dist is None:
+            missing.append(f"{pin.name} {pin.version}")
+        elif not dist.whole:
+            broken.append(pin.name)
+        elif dist.version.split("+")[0] != pin.version.split("+")[0]:
+            different.append(f"{pin.name} {dist.version} ≠ {pin.version}")
+    return missing, different, broken
+
+
+def _shorten(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    text = ", ".join(names[:SHOWN])
+    return _("{names} and {more} more").format(names=text, more=more) if more > 0 else text
+
+
+def _pip(python: Path, lock: Path, *more: str) -> tuple[str, ...]:
+    """pip, told to install exactly the lock: every hash checked, wheels only, nothing resolved."""
+    exact = ("--require-hashes", "--no-deps", "--only-binary", ":all:")
+    quiet = ("--no-input", "--disable-pip-version-check", "--progress-bar", "off")
+    return (str(python), "-m", "pip", "install", *exact, *quiet, *more, "-r", str(lock))
+
+
+def _pip_environment(workspace: Workspace) -> dict[str, str]:
+    """Variables for pip: a lock is exact, so a site's constraints must not speak; nothing goes to the user's home."""
+    scratch = workspace.state / "cache" / "tmp"
+    scratch.mkdir(parents=True, exist_ok=True)
+    cache = os.environ.get("PIP_CACHE_DIR") or str(workspace.state / "cache" / "pip")
+    # An empty PIP_CONSTRAINT does not override a configuration file; an empty file does.
+    return {"PIP_CONSTRAINT": os.devnull, "PIP_USER": "0", "PIP_CACHE_DIR": cache, "TMPDIR": str(scratch)}
+
+
+def _commands(profile: Profile, python: Path) -> list[str]:
+    locks = list(dict.fromkeys(pin.lock for pin in profile.pins))
+    return [shlex.join(_pip(python, profile.folder / name)) for name in locks]
+
+
+def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
+    """Set half-installed packages aside, then let pip install each lock, hashes required."""
+    python = workspace.python
+    log = workspace.state / "logs" / "env.packages.txt"
+    actions = []
+    missing, different, broken = compare(profile, facts)
+    if broken or any(not dist.whole for dist in facts.env.dists.values()):
+
+        def aside(_say: Say) -> None:
+            for folder in sorted((workspace.env / "lib").glob("python*/site-packages/*.dist-info")):
+                if not (folder / "RECORD").exists():
+                    host.move_aside(folder, workspace.backups)
+
+        text = _("Set half-installed packages aside: {names}").format(names=_shorten(broken))
+        actions.append(Action(text, (), aside))
+
+    wrong = {text.split()[0] for text in (*missing, *different, *broken)}
+    # With the right torch there, its lock would only add what the other kind of wheel needs.
+    if profile.torch is not None and "torch" in wrong:
+        torch = profile.torch
+
+        def install_torch(say: Say) -> None:
+            _install_torch(profile, torch, workspace, log, say)
+
+        text = _("Install torch from {lock}").format(lock=torch.lock)
+        actions.append(Action(text, (shlex.join(_pip(python, profile.folder / torch.lock)),), install_torch))
+    for name in dict.fromkeys(pin.lock for pin in profile.pins):
+        if profile.torch is not None and name == profile.torch.lock:
+            continue
+        argv = _pip(python, profile.folder / name)
+
+        def install(_say: Say, argv: tuple[str, ...] = argv) -> None:
+            host.run_logged(argv, log=log, env=_pip_environment(workspace))
+
+        megabytes = profile.sizes.get(name)
+        size = _(" (about {megabytes} MB)").format(megabytes=round(megabytes)) if megabytes else ""
+        actions.append(Action(_("Install {lock}{size}").format(lock=name, size=size), (shlex.join(argv),), install))
+    return actions
+
+
+def _install_torch(profile: Profile, torch: TorchSource, workspace: Workspace, log: Path, say: Say) -> None:
+    """The CPU wheel from where pip is configured to look, else from the CPU index, else the default wheel.
+
+    Only «there is no such wheel here» leads to the next source; a wheel with another hash is an error at once.
+    """
+    python, env = workspace.python, _pip_environment(workspace)
+    lock = profile.folder / torch.lock
+    cpu_index = ("--find-links", torch.cpu_index, "--retries", "0", "--timeout", "10")
+    for where, options in ((_("the configured package index"), ()), (_("PyTorch's index of CPU wheels"), cpu_index)):
+        before = log.stat().st_size if log.exists() else 0
+        try:
+            host.run_logged(_pip(python, lock, *options), log=log, env=env)
+        except UcllmError:
+            with log.open(encoding="utf-8", errors="replace") as stream:
+                stream.seek(before)
+                said = stream.read()
+            if "No matching distribution found" not in said:
+                raise
+        else:
+            say(_("torch: CPU wheel from {where}").format(where=where))
+            return
+    say(
+        _(
+            "torch: no CPU wheel can be had here, so the index's default wheel is taken: "
+            "{download:.1f} GB to download, {disk:.1f} GB on disk"
+        ).format(download=torch.default_download_gb, disk=torch.default_disk_gb)
+    )
+    host.run_logged(_pip(python, profile.folder / torch.default_lock), log=log, env=env)
+
+
+REQUIREMENT = Requirement("env.packages", N_("Python packages"), "0-3", check, plan, needs=("env.python",))

@@ -1,0 +1,1 @@
+"""Who does a stage's heavy work: one module per engine, chosen by the recipe."""

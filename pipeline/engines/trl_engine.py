@@ -1,0 +1,401 @@
+"""Fine-tuning by trl's SFTTrainer, on one device.
+
+Tokens and labels are made by :mod:`pipeline.chat` and not by trl: its masks need a template with marks that other
+programs cannot read, and change from version to version. The trainer gets ``input_ids`` and ``labels`` and no work to do
+on them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline import checkpoints
+from pipeline.base_model import BaseModel, describe_ids, load_folder, load_from_hub, write_folder
+from pipeline.chat import IGNORED, Example, chat_template, encode, prompt_ids
+from pipeline.engines.torch_engine import CHECKPOINT_PER_PARAMETER, choose_precision, use_one_device
+from pipeline.errors import UcllmError
+from pipeline.figures import Line, loss_curve
+from pipeline.i18n import _
+from pipeline.instructions import Conversation
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.child import Job
+    from pipeline.events import Reporter
+
+#: Taken for ``max_seq_length = 0`` where the model has no limit of its own.
+NO_LIMIT_LENGTH = 2048
+#: Checkpoints over a run, and how many of them are kept: a kill costs at most this part of the work.
+SAVES = 10
+KEPT = 2
+#: Points of the training loss in history, log and TensorBoard.
+LOGGED = 50
+SAMPLE_TOKENS = 60
+
+
+@dataclass
+class Data:
+    """The examples, and how many conversations were cut (some answer tokens stayed) or dropped (none did)."""
+
+    train: list[Example]
+    held_out: list[Example]
+    question: str
+    cut: int
+    dropped: int
+
+
+def finetune(job: Job, conversations: Sequence[Conversation], report: Reporter) -> dict[str, Any]:
+    """Train and write the outputs; see the end of this function for the metrics.
+
+    ``answer_loss`` and ``answer_loss_base`` are nats per answer token of the held-out conversations after and before
+    (``None`` without any). Raises :class:`UcllmError` for a model or data that do not fit, or a loss that is not a number.
+    """
+    use_one_device(report)
+    import trl
+    from transformers import set_seed
+
+    settings = job.config["finetune"]
+    base = _base(job, report)
+    length = sequence_length(settings["max_seq_length"], base)
+    data = prepare(conversations, base, length, settings["validation_fraction"], report)
+    precision, reason = choose_precision("auto")
+    report.note(reason)
+
+    set_seed(settings["seed"])
+    describe_ids(base.model, base.tokenizer)
+    arguments = _arguments(job, settings, precision, len(data.train))
+    watch = _watcher(report, arguments.max_steps, job.home / "tensorboard")
+    trainer = trl.SFTTrainer(
+        model=base.model,
+        args=arguments,
+        train_dataset=_dataset(data.train),
+        processing_class=base.tokenizer,
+        callbacks=[watch, checkpoints.marking_callback(KEPT)],
+    )
+    batch = settings["micro_batch_size"]
+
+    def held_out_loss() -> float | None:
+        return answer_loss(trainer.model, data.held_out, trainer.data_collator, batch)
+
+    before = held_out_loss()
+    watch.held_out_loss = held_out_loss
+    start = checkpoints.starting_point(job.checkpoints, report)
+    with _explained(job.checkpoints, base):
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    # Accelerate wraps the forward pass in autocast; what is measured and saved is the plain fp32 model.
+    base.model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    after = answer_loss(base.model, data.held_out, trainer.data_collator, batch)
+
+    write_folder(base, job.outputs["model"])
+    history = _history(trainer.state.log_history, (before, after), arguments.max_steps, data.question)
+    job.outputs["history"].write_text(json.dumps(history, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    job.outputs["curve"].write_text(_curve(history), encoding="utf-8")
+    examples = watch.steps * batch * settings["gradient_accumulation_steps"]
+    mean_length = sum(len(each.input_ids) for each in data.train) / len(data.train)
+    return {
+        "answer_loss_base": before,
+        "answer_loss": after,
+        "conversations": len(data.train) + len(data.held_out),
+        "held_out": len(data.held_out),
+        "cut": data.cut,
+        "dropped": data.dropped,
+        "epochs": settings["epochs"],
+        "steps": arguments.max_steps,
+        "seconds": round(watch.seconds, 2),
+        # Of this process: a run that was continued did the rest before.
+        "tokens_per_second": round(examples * mean_length / max(watch.seconds, 1e-9), 1),
+        "precision": precision,
+        "base_model": {"name": job.config["hub_model"], "commit": base.commit} if base.commit else {},
+        "sample": {"question": data.question, "answer": _answer(base, data.question, settings["seed"])},
+        "versions": _versions(),
+    }
+
+
+def _base(job: Job, report: Reporter) -> BaseModel:
+    """The model to start from, its tokenizer with the chat template of our form."""
+    hub_model = job.config.get("hub_model")
+    if hub_model:
+        base = load_from_hub(hub_model)
+        report.note(_("Fetched {name}, commit {commit}.").format(name=hub_model, commit=base.commit[:12]))
+    else:
+        base = load_folder(job.inputs["model"])
+    if base.tokenizer.chat_template:
+        report.note(_("The model's own chat template is replaced by `### Human:` / `### Assistant:`."))
+    base.tokenizer.chat_template = chat_template(base.tokenizer)
+    return base
+
+
+@contextlib.contextmanager
+def _explained(root: Path, base: BaseModel) -> Iterator[None]:
+    """Give the failures of memory and disk, which libraries report in words of their own, their true names."""
+    import torch
+
+    needed = CHECKPOINT_PER_PARAMETER * sum(each.numel() for each in base.model.parameters())
+    try:
+        with checkpoints.full_disk_is_named(root, needed):
+            yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise UcllmError(
+            "finetune.gpu-memory",
+            _("The GPU's memory is too small."),
+            str(error).splitlines()[0],
+            _(
+                "Halve `--set finetune.micro_batch_size=…` and double `--set finetune.gradient_accumulation_steps=…`: "
+                "the result stays the same."
+            ),
+        ) from error
+
+
+def sequence_length(wanted: int, base: BaseModel) -> int:
+    """Tokens a conversation may have. Raises :class:`UcllmError` when that is more than the model can read."""
+    limit = base.positions
+    if limit is not None and wanted > limit:
+        raise UcllmError(
+            "finetune.too-long",
+            _("finetune.max_seq_length {length} is longer than the model: it reads {limit} tokens.").format(
+                length=wanted, limit=limit
+            ),
+            "",
+            _("Use `--set finetune.max_seq_length=0` for the model's own length."),
+        )
+    return wanted or limit or NO_LIMIT_LENGTH
+
+
+def prepare(
+    conversations: Sequence[Conversation], base: BaseModel, length: int, fraction: float, report: Reporter
+) -> Data:
+    """Encode everything and hold out the last ``fraction``, at least one conversation of two or more.
+
+    Raises :class:`UcllmError` when no conversation keeps any of an answer within ``length`` tokens.
+    """
+    encoded = [encode(each, base.tokenizer, length) for each in conversations]
+    # The first token of a text is never predicted, so an answer there would count for nothing.
+    kept = [index for index, each in enumerate(encoded) if any(label != IGNORED for label in each.labels[1:])]
+    cut = sum(encoded[index].was_cut for index in kept)
+    dropped = len(encoded) - len(kept)
+    if cut:
+        text = _("{count} of {total} conversations are longer than {length} tokens; their ends were cut.")
+        report.note(text.format(count=cut, total=len(encoded), length=length))
+    if dropped:
+        text = _("{count} of {total} conversations were left out: within {length} tokens there is nothing of an answer.")
+        report.note(text.format(count=dropped, total=len(encoded), length=length))
+    if not kept:
+        raise UcllmError(
+            "finetune.nothing-left",
+            _("No conversation has an answer within {length} tokens.").format(length=length),
+            _("Their questions alone are that long."),
+            _("Use a model that reads more, raise finetune.max_seq_length, or shorten the questions."),
+        )
+    count = min(len(kept) - 1, max(1, round(len(kept) * fraction))) if fraction else 0
+    split = len(kept) - count
+    if not count:
+        report.note(_("Nothing is held out: finetune.validation_fraction is 0, or there is one conversation only."))
+    # The first one that training does not see, if there is one.
+    shown = conversations[kept[split if count else 0]]
+    question = next(message["content"] for message in shown if message["role"] == "user")
+    return Data([encoded[i] for i in kept[:split]], [encoded[i] for i in kept[split:]], question, cut, dropped)
+
+
+def _dataset(examples: Sequence[Example]) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_dict({key: [getattr(each, key) for each in examples] for key in ("input_ids", "labels")})
+
+
+def _arguments(job: Job, settings: dict[str, Any], precision: str, examples: int) -> Any:
+    import torch
+    import trl
+
+    accumulation = settings["gradient_accumulation_steps"]
+    steps_per_epoch = math.ceil(math.ceil(examples / settings["micro_batch_size"]) / accumulation)
+    steps = max(1, math.ceil(steps_per_epoch * settings["epochs"]))
+    return trl.SFTConfig(
+        output_dir=str(job.checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=settings["micro_batch_size"],
+        gradient_accumulation_steps=accumulation,
+        # trl's own default saves memory for time.
+        gradient_checkpointing=False,
+        learning_rate=settings["learning_rate"],
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(steps * settings["warmup_ratio"]),
+        seed=settings["seed"],
+        data_seed=settings["seed"],
+        # trl takes bf16 unless told otherwise.
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        logging_steps=max(1, steps // LOGGED),
+        save_steps=max(1, steps // SAVES),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        # The Trainer would hide a loss that is not a number.
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _watcher(report: Reporter, total: int, tensorboard: Path) -> Any:
+    """A ``TrainerCallback`` for progress, TensorBoard, the held-out loss after each epoch, and a loss that is no number.
+
+    Set ``held_out_loss`` before training; ``steps`` and ``seconds`` are those that this process trained.
+    """
+    from transformers import TrainerCallback
+
+    class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not analysed: pyproject.toml
+        held_out_loss: Any = None
+
+        def __init__(self) -> None:
+            self.steps, self.seconds, self.since = 0, 0.0, 0.0
+            self.latest: dict[str, float] = {}
+            self.writer: Any = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  the Trainer's
+            # Written anew from the history, so that a run that was continued shows each step once.
+            self.writer = _writer(tensorboard, report)
+            for entry in state.log_history:
+                self._write(entry)
+            self.since = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+            now = time.perf_counter()
+            self.steps, self.seconds, self.since = self.steps + 1, self.seconds + now - self.since, now
+            # A logged loss is the mean since the last one: a continued run must not begin inside such a stretch.
+            control.should_log = control.should_log or control.should_save
+            report.progress(state.global_step, total, "steps", **self.latest)
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+            entry = state.log_history[-1]
+            if "loss" in entry:
+                if not math.isfinite(entry["loss"]):
+                    raise _diverged(entry["step"])
+                self.latest = {"loss": entry["loss"]}
+            self._write(entry)
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+            self.since = time.perf_counter()
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+            loss = self.held_out_loss() if state.global_step < total else None
+            if loss is not None:
+                state.log_history.append({"step": state.global_step, "answer_loss": loss})
+                self._write(state.log_history[-1])
+            self.since = time.perf_counter()
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+            if self.writer is not None:
+                self.writer.close()
+
+        def _write(self, entry: dict[str, Any]) -> None:
+            names = {"loss": "train/loss", "answer_loss": "held-out/loss", "learning_rate": "train/learning_rate"}
+            for key, tag in names.items():
+                if self.writer is not None and key in entry:
+                    self.writer.add_scalar(tag, entry[key], entry["step"])
+
+    return _Watch()
+
+
+def _writer(folder: Path, report: Reporter) -> Any:
+    """A TensorBoard writer to ``folder``, emptied first; ``None``, with a note, where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        report.note(_("TensorBoard is not installed here: no event files are written."))
+        return None
+    shutil.rmtree(folder, ignore_errors=True)
+    return SummaryWriter(str(folder))
+
+
+def _diverged(step: int) -> UcllmError:
+    return UcllmError(
+        "finetune.diverged",
+        _("The loss is not a number at step {step}.").format(step=step),
+        _("The training diverged; no checkpoint holds what came of it."),
+        _("Lower `--set finetune.learning_rate=…`."),
+    )
+
+
+def answer_loss(model: Any, examples: Sequence[Example], collate: Any, batch: int) -> float | None:
+    """Mean nats per answer token over ``examples``; ``None`` when there are none. Leaves the mode as it was.
+
+    Not ``trainer.evaluate``: that averages over batches, whatever number of answer tokens each holds, and draws random
+    numbers.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    if not examples:
+        return None
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    for start in range(0, len(examples), batch):
+        rows = [{"input_ids": each.input_ids, "labels": each.labels} for each in examples[start : start + batch]]
+        inputs = {key: value.to(model.device) for key, value in collate(rows).items()}
+        labels = inputs.pop("labels")[:, 1:]
+        with torch.no_grad():
+            logits = model(**inputs).logits[:, :-1].float()
+        total += cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum").item()
+        count += int((labels != IGNORED).sum())
+    model.train(was_training)
+    return total / count
+
+
+def _answer(base: BaseModel, question: str, seed: int) -> str:
+    """What the model answers to ``question``: sampled, because the likeliest words of a small model repeat themselves."""
+    import torch
+
+    ids = prompt_ids(question, base.tokenizer)
+    room = min(SAMPLE_TOKENS, (base.positions or len(ids) + SAMPLE_TOKENS) - len(ids))
+    if room < 1:
+        return ""
+    inputs = torch.tensor([ids], device=base.model.device)
+    torch.manual_seed(seed)
+    base.model.eval()
+    with torch.no_grad():
+        output = base.model.generate(
+            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=room, do_sample=True, temperature=0.7, top_p=0.9
+        )
+    return str(base.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)).strip()
+
+
+def _history(
+    log: Sequence[dict[str, Any]], losses: tuple[float | None, float | None], steps: int, question: str
+) -> dict[str, Any]:
+    """``train`` and ``held_out``, a dictionary a logged step, and the ``question`` of the sample."""
+    keys = ("step", "loss", "learning_rate", "grad_norm")
+    train = [{key: each[key] for key in keys if key in each} for each in log if "loss" in each]
+    held_out = [{"step": each["step"], "loss": each["answer_loss"]} for each in log if "answer_loss" in each]
+    if losses[0] is not None:
+        held_out = [{"step": 0, "loss": losses[0]}, *held_out, {"step": steps, "loss": losses[1]}]
+    return {"train": train, "held_out": held_out, "question": question}
+
+
+def _curve(history: dict[str, Any]) -> str:
+    lines = [Line(_("training"), [(each["step"], each["loss"]) for each in history["train"]])]
+    if history["held_out"]:
+        lines.append(Line(_("held-out answers"), [(each["step"], each["loss"]) for each in history["held_out"]], dots=True))
+    return loss_curve(_("Fine-tuning"), _("step"), _("loss (nats per answer token)"), lines)
+
+
+def _versions() -> dict[str, str]:
+    import accelerate
+    import datasets
+    import torch
+    import transformers
+    import trl
+
+    libraries = {
+        "torch": torch, "transformers": transformers, "trl": trl, "accelerate": accelerate, "datasets": datasets,
+    }  # fmt: skip
+    return {"python": platform.python_version(), **{name: each.__version__ for name, each in libraries.items()}}

@@ -1,0 +1,89 @@
+"""The seven stages in order, with the checks each needs and the exit code of its failure.
+
+Importing this module loads no stage: the tool plans with all of them, a stage process runs one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from pipeline.i18n import N_
+from pipeline.runs import StagePlan
+
+if TYPE_CHECKING:
+    from pipeline.child import Job
+    from pipeline.config import Config
+    from pipeline.events import Reporter
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """A stage's name on the command line, its module, what it is in one line, and the rules around it."""
+
+    name: str
+    module: str
+    title: str
+    #: Exit code when it fails (DESIGN section 5).
+    exit_code: int
+    #: The doctor's checks that must pass before it starts.
+    requires: tuple[str, ...] = ("env.python", "env.packages")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a stage's files are: the recipe's run directories, or files of the user's own.
+
+    ``root`` is ``<workspace>/output/<recipe>``. ``inputs`` are the files given with ``--input`` (texts, a checkpoint, a
+    model folder or a Hub name), ``tokenizer`` and ``output`` the options of the same names, ``dataset`` the file of the
+    recipe's dataset. Empty or ``None`` means: the recipe's own.
+    """
+
+    root: Path
+    dataset: Path | None = None
+    inputs: tuple[str, ...] = ()
+    tokenizer: Path | None = None
+    data: Path | None = None
+    output: Path | None = None
+    publish: bool = False
+
+    def home(self, stage: str) -> Path:
+        """The run directory: ``root/stage``, or ``OUTPUT.ucllm`` beside an output of the user's own."""
+        return self.output.with_name(self.output.name + ".ucllm") if self.output else self.root / stage
+
+
+class StageModule(Protocol):
+    """What a stage's module provides."""
+
+    def plan(self, stage: str, config: Config, sources: Sources) -> StagePlan:
+        """What would be done, without reading or writing anything, and without heavy imports."""
+
+    def run(self, job: Job, report: Reporter) -> dict[str, Any]:
+        """Do it, in the environment's Python, writing only to ``job.outputs`` and ``job.checkpoints``.
+
+        Returns the metrics for the manifest. Raises :class:`pipeline.errors.UcllmError` for what a user can mend.
+        """
+
+    def verify(self, job: Job) -> list[str]:
+        """Look at what was written as a stranger would; returns what is wrong with it."""
+
+
+STAGES: tuple[StageInfo, ...] = (
+    StageInfo("tokenizer", "pipeline.tokenizer", N_("Train the tokenizer"), 11),
+    StageInfo("corpus", "pipeline.corpus", N_("Tokenize the corpus"), 12),
+    StageInfo("pretrain", "pipeline.pretrain", N_("Pretrain the model"), 12),
+    StageInfo("convert", "pipeline.convert", N_("Convert to Hugging Face"), 13),
+    StageInfo("upload-pretrained", "pipeline.upload", N_("Check and upload the pretrained model"), 13),
+    StageInfo("finetune", "pipeline.finetune", N_("Fine-tune the model"), 14),
+    StageInfo("upload-finetuned", "pipeline.upload", N_("Check and upload the fine-tuned model"), 15),
+)
+
+BY_NAME: Mapping[str, StageInfo] = {info.name: info for info in STAGES}
+
+
+def module_of(stage: str) -> StageModule:
+    """The module of a stage. The two upload stages share one, which tells them apart by ``job.stage``."""
+    return cast("StageModule", importlib.import_module(BY_NAME[stage].module))

@@ -1,0 +1,242 @@
+"""Run stages in order: skip what is up to date, start the rest in the environment, publish what they made."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline import runs
+from pipeline.config import canonical_json
+from pipeline.errors import Problem, UcllmError
+from pipeline.i18n import _
+from pipeline.process import run_child, tail
+from pipeline.stages import BY_NAME
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The Python that stages run with, and the folder for what they may write outside their run directory."""
+
+    python: Path
+    #: ``<workspace>/.ucllm``
+    state: Path
+    tool_version: str
+    #: Recorded in the manifest: the user started without the checks.
+    no_checks: bool = False
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Exactly what is started: argv, the variables set on top of the user's, and the files written first."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What happened to one stage. ``state`` is ``ran``, ``up-to-date`` or ``failed``; ``seconds`` is wall time."""
+
+    stage: str
+    state: str
+    reason: str
+    run_dir: str
+    seconds: float
+    metrics: Mapping[str, Any]
+
+
+class Observer(Protocol):
+    """Who watches a run: the terminal, a log, nobody."""
+
+    def started(self, plan: runs.StagePlan, reason: str) -> None:
+        """A stage is about to run, for ``reason``."""
+
+    def event(self, plan: runs.StagePlan, event: Mapping[str, Any]) -> None:
+        """A ``progress`` or ``note`` event of the stage's process (:mod:`pipeline.events`)."""
+
+    def finished(self, result: StageResult) -> None:
+        """A stage has ended, or needed nothing."""
+
+
+class StageFailed(Exception):  # noqa: N818  it carries the failure, and the results so far
+    """A stage failed; ``results`` holds it, last, and those before it."""
+
+    def __init__(self, stage: str, error: UcllmError, results: Sequence[StageResult]) -> None:
+        super().__init__(stage)
+        self.stage = stage
+        self.error = error
+        self.results = tuple(results)
+
+
+def launch(plan: runs.StagePlan, environment: Environment) -> Launch:
+    """What starting ``plan`` means. Reads and writes nothing."""
+    cache = environment.state / "cache"
+    env = {
+        "PYTHONPATH": str(environment.state / "code"),
+        # The environment and our code, nothing of the user's home or of the current folder.
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # Caches stay in the workspace; HF_HOME is not moved, because the user's login lies there.
+        "HF_HUB_CACHE": str(cache / "huggingface" / "hub"),
+        "HF_DATASETS_CACHE": str(cache / "huggingface" / "datasets"),
+        "HF_XET_CACHE": str(cache / "huggingface" / "xet"),
+        "HF_ASSETS_CACHE": str(cache / "huggingface" / "assets"),
+        "HF_MODULES_CACHE": str(cache / "huggingface" / "modules"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "MPLCONFIGDIR": str(cache / "matplotlib"),
+    }
+    chosen = {name: os.environ[name] for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE") if os.environ.get(name)}
+    argv = (str(environment.python), "-m", "pipeline.child", str(plan.home / "job.json"))
+    return Launch(argv, {**env, **chosen})
+
+
+def link_code(environment: Environment) -> None:
+    """Make ``.ucllm/code`` a folder that holds this package and nothing else, for the stages' PYTHONPATH."""
+    link = environment.state / "code" / "pipeline"
+    package = Path(__file__).parent
+    if link.is_symlink() and link.readlink() == package:
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary = link.with_name(f".pipeline.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(package)
+    temporary.replace(link)
+
+
+def train(
+    plans: Sequence[runs.StagePlan], environment: Environment, observer: Observer, *, force: bool = False
+) -> list[StageResult]:
+    """Bring every plan up to date, in order. Raises :class:`StageFailed` at the first that fails."""
+    results: list[StageResult] = []
+    for plan in plans:
+        began = time.monotonic()
+        try:
+            result = _bring_up_to_date(plan, environment, observer, force)
+        except UcllmError as error:
+            seconds = round(time.monotonic() - began, 2)
+            failed = StageResult(plan.stage, "failed", error.problems[0].what, str(plan.home), seconds, {})
+            observer.finished(failed)
+            raise StageFailed(plan.stage, error, [*results, failed]) from error
+        observer.finished(result)
+        results.append(result)
+    return results
+
+
+def _bring_up_to_date(plan: runs.StagePlan, environment: Environment, observer: Observer, force: bool) -> StageResult:
+    state = runs.examine(plan)
+    if state.manifest is not None and not state.reason and not force:
+        return StageResult(plan.stage, "up-to-date", "", str(plan.home), 0.0, state.manifest["metrics"])
+    with runs.locked(plan.home) as lock:
+        state = runs.examine(plan)  # another run may have finished it while this one waited
+        reason = state.reason or (_("--force was given") if force else "")
+        if state.manifest is not None and not reason:
+            return StageResult(plan.stage, "up-to-date", "", str(plan.home), 0.0, state.manifest["metrics"])
+        observer.started(plan, reason)
+        began = time.time()
+        metrics = _run(plan, state, environment, observer, lock)
+        _publish(plan)
+        seconds = round(time.time() - began, 2)
+        manifest = {
+            "manifest_version": runs.MANIFEST_VERSION,
+            "stage": plan.stage,
+            "status": "complete",
+            "fingerprint": state.fingerprint,
+            "config": plan.config,
+            "inputs": state.inputs,
+            "outputs": {name: runs.describe(path) for name, path in plan.outputs.items()},
+            "argv": launch(plan, environment).argv,
+            "versions": {"ucllm": environment.tool_version, **metrics.pop("versions", {})},
+            "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(began)),
+            "seconds": seconds,
+            "checks_skipped": environment.no_checks,
+            "metrics": metrics,
+        }
+        runs.write_manifest(plan.home, manifest)
+        shutil.rmtree(plan.work, ignore_errors=True)
+    return StageResult(plan.stage, "ran", reason, str(plan.home), seconds, metrics)
+
+
+def _run(
+    plan: runs.StagePlan, state: runs.State, environment: Environment, observer: Observer, lock: int
+) -> dict[str, Any]:
+    link_code(environment)
+    job = {
+        "stage": plan.stage,
+        "config": plan.config,
+        "inputs": {name: str(path) for name, path in plan.inputs.items()},
+        "outputs": {name: str(plan.work / path.name) for name, path in plan.outputs.items()},
+        "home": str(plan.home),
+        "work": str(plan.work),
+        "checkpoints": str(plan.home / "checkpoints" / state.fingerprint[:12]),
+    }
+    runs.write_text_atomically(plan.home / "job.json", canonical_json(job) + "\n")
+    log = plan.home / runs.LOG
+    if log.exists():
+        log.replace(log.with_suffix(".previous.txt"))
+    metrics: dict[str, Any] | None = None
+    problems: list[Problem] = []
+
+    def on_event(event: dict[str, Any]) -> None:
+        nonlocal metrics
+        if event["event"] == "done":
+            metrics = event["metrics"]
+        elif event["event"] == "error":
+            problems.extend(Problem(*item) for item in event["problems"])
+        else:
+            observer.event(plan, event)
+
+    start = launch(plan, environment)
+    code = run_child(
+        start.argv,
+        env={**os.environ, **start.env},
+        cwd=environment.state / "code",
+        log=log,
+        on_event=on_event,
+        inherit=(lock,),
+    )
+    if problems:
+        raise UcllmError.of(problems)
+    if code != 0 or metrics is None:
+        ended = (
+            _("by signal {number}").format(number=-code) if code < 0 else _("with exit code {code}").format(code=code)
+        )
+        raise UcllmError(
+            "stage.died",
+            _("The process of {stage} ended {how}.").format(stage=plan.stage, how=ended),
+            _("The end of its log:") + "\n" + tail(log),
+            _("Read {log}, then run the same command again; it continues where it stopped.").format(log=log),
+        )
+    return metrics
+
+
+def _publish(plan: runs.StagePlan) -> None:
+    """Move what the stage made into place. The old manifest goes first: a half-published stage is not done."""
+    (plan.home / runs.MANIFEST).unlink(missing_ok=True)
+    for path in plan.outputs.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            # A folder cannot be replaced by rename; `home` is beside it, so this is a rename too.
+            aside = path.with_name(f".{path.name}.replaced")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.replace(aside)
+            (plan.work / path.name).replace(path)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            (plan.work / path.name).replace(path)
+
+
+def exit_code(stage: str) -> int:
+    """The exit code of a failure in ``stage``."""
+    return BY_NAME[stage].exit_code

@@ -1,0 +1,65 @@
+"""Run a stage as ``ucllm train`` does: planned here, run in a real child of the environment's Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import runs
+from pipeline.config import Config, resolve
+from pipeline.stages import Sources, module_of
+from pipeline.train import Environment, StageResult, train
+
+
+class Quiet:
+    """An observer that only keeps the notes, for tests that read them."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def started(self, plan: runs.StagePlan, reason: str) -> None:
+        """Nothing to show."""
+
+    def event(self, plan: runs.StagePlan, event: Mapping[str, Any]) -> None:  # noqa: ARG002  the Observer's signature
+        """Keep notes."""
+        if event["event"] == "note":
+            self.notes.append(str(event["text"]))
+
+    def finished(self, result: StageResult) -> None:
+        """Nothing to show."""
+
+
+@pytest.fixture
+def environment(env_python: Path, tmp_path: Path) -> Environment:
+    """The environment of profile ``cpu`` with its state in the test's own folder."""
+    return Environment(env_python, tmp_path / ".ucllm", "test")
+
+
+RunStage = Callable[..., StageResult]
+
+
+@pytest.fixture
+def run_stage(environment: Environment, tmp_path: Path) -> RunStage:
+    """``run_stage("corpus", settings=[...], inputs=(...), ...)``: the keywords of :class:`Sources`, and ``recipe``.
+
+    Raises ``pipeline.train.StageFailed`` as training does.
+    """
+
+    def run(
+        stage: str,
+        settings: list[str] | None = None,
+        *,
+        recipe: str = "botchan-tiny",
+        config: Config | None = None,
+        observer: Quiet | None = None,
+        force: bool = False,
+        **sources: Any,
+    ) -> StageResult:
+        chosen = config or resolve(recipe, settings or [])
+        plan = module_of(stage).plan(stage, chosen, Sources(root=tmp_path / "output" / chosen.name, **sources))
+        return train([plan], environment, observer or Quiet(), force=force)[0]
+
+    return run
