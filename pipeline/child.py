@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import os
+import select
 import shutil
 import signal
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Problem, UcllmError
-from pipeline.events import Reporter
+from pipeline.events import EVENTS_FD, Reporter
 from pipeline.i18n import _
 from pipeline.stages import module_of
 
@@ -56,19 +57,25 @@ class Job:
 def _die_with_parent() -> None:
     """Ask the kernel to kill this process when the tool dies, however it dies."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:  # the tool died before the call
+    # Had the tool died before the call, nobody would read the events. Its number says nothing: in a container it is 1.
+    events = select.poll()
+    events.register(int(os.environ[EVENTS_FD]), 0)
+    if any(happened & select.POLLERR for _descriptor, happened in events.poll(0)):
         os._exit(1)
 
 
 def main() -> int:
     """Run the stage of the job file named on the command line; 0 done, 1 failed."""
-    if sys.platform == "linux" and "UCLLM_EVENTS_FD" in os.environ:
+    if sys.platform == "linux" and EVENTS_FD in os.environ:
         _die_with_parent()
     report = Reporter()
     job = Job.load(Path(sys.argv[1]))
     stage = module_of(job.stage)
     try:
-        shutil.rmtree(job.work, ignore_errors=True)
+        if job.work.is_dir() and not job.work.is_symlink():
+            shutil.rmtree(job.work)
+        else:
+            job.work.unlink(missing_ok=True)
         job.work.mkdir(parents=True)
         metrics = stage.run(job, report)
         problems = stage.verify(job)
@@ -79,7 +86,7 @@ def main() -> int:
         return 1
     except OSError as error:
         traceback.print_exc()
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
         if not full:
             raise
         what = _("{stage} could not write {path}.").format(stage=job.stage, path=error.filename or job.work)

@@ -66,6 +66,11 @@ class CorpusConfig:
     json_key: str = _value("text")
     #: A document of a plain text file is this many non-empty lines; 0 makes each file one document.
     lines_per_document: int = _value(20, low=0)
+    #: Of a plain text, read only what follows the first line that begins so, and what comes before the first later
+    #: line that begins so: for the licence around a public-domain book. Empty: from the beginning, to the end. The
+    #: tokenizer still learns from the whole file, as the seed's does.
+    start_after: str = _value("")
+    end_before: str = _value("")
     #: End every document with <EOD>.
     append_eod: bool = _value(True)
     #: ``error`` stops at the first bad JSON line before anything is published; ``skip`` counts and reports them.

@@ -11,7 +11,7 @@ from pipeline.config import Config, padded_vocab_size
 from pipeline.errors import UcllmError
 from pipeline.i18n import _
 from pipeline.runs import StagePlan
-from pipeline.texts import Texts, chosen, is_jsonl, reading_rules
+from pipeline.texts import Texts, chosen, excerpt_rules, is_jsonl, open_texts, reading_rules
 
 if TYPE_CHECKING:
     from pipeline.child import Job
@@ -27,7 +27,7 @@ def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
     paths = chosen(config, sources)
     prefix = sources.output or sources.home(stage) / "corpus"
     tokenizer = sources.tokenizer or sources.root / "tokenizer" / "tokenizer.model"
-    settings: dict[str, Any] = {"append_eod": config.corpus.append_eod, **reading_rules(config, paths)}
+    settings: dict[str, Any] = {"append_eod": config.corpus.append_eod, **reading_rules(config, paths), **excerpt_rules(config, paths)}
     if not all(is_jsonl(path) for path in paths):
         settings["lines_per_document"] = config.corpus.lines_per_document
     return StagePlan(
@@ -90,10 +90,7 @@ def run(job: Job, report: Reporter) -> dict[str, Any]:
 
 
 def _texts(job: Job) -> Texts:
-    settings = job.config["corpus"]
-    paths = [path for name, path in job.inputs.items() if name != "tokenizer"]
-    skip = settings.get("on_bad_line") == "skip"
-    return Texts(paths, json_key=settings.get("json_key", "text"), skip_bad_lines=skip)
+    return open_texts([path for name, path in job.inputs.items() if name != "tokenizer"], job.config["corpus"])
 
 
 def encoded(texts: Texts, lines_per_document: int, processor: Any) -> Iterator[tuple[int, list[int]]]:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base_model import on_hub
 from pipeline.config import section
 from pipeline.errors import UcllmError
+from pipeline.generate import load, sample
 from pipeline.i18n import _
 from pipeline.instructions import Instructions, corpus_text, from_corpus, read_instructions
 from pipeline.runs import StagePlan
-from pipeline.texts import chosen, reading_rules
+from pipeline.texts import chosen, excerpt_rules, reading_rules
 
 if TYPE_CHECKING:
     from pipeline.child import Job
@@ -60,7 +61,7 @@ def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
         )
     else:
         paths = chosen(config, dataclasses.replace(sources, inputs=()))
-        values["reading"] = reading_rules(config, paths)
+        values["reading"] = {**reading_rules(config, paths), **excerpt_rules(config, paths)}
         inputs.update({f"text {number}": path for number, path in enumerate(paths, 1)})
     output = sources.output.absolute() if sources.output else home / "model"
     outputs = {"model": output, "history": home / "history.json", "curve": home / "loss.svg"}
@@ -93,16 +94,13 @@ def _instructions(job: Job) -> Instructions:
         return read_instructions(job.inputs["data"])
     reading = job.config["reading"]
     paths = [path for name, path in job.inputs.items() if name.startswith("text ")]
-    skip = reading.get("on_bad_line") == "skip"
-    return Instructions(from_corpus(corpus_text(paths, reading.get("json_key", "text"), skip)))
+    return Instructions(from_corpus(corpus_text(paths, reading)))
 
 
 def verify(job: Job) -> list[str]:
     """Load the folder as a stranger would: finite weights, the chat form, an answer to a held-out question."""
     import torch
     from transformers import AutoTokenizer
-
-    from pipeline.generate import load, sample
 
     folder = job.outputs["model"]
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -118,7 +116,8 @@ def verify(job: Job) -> list[str]:
         problems.append(_("Weights are not numbers: {names}.").format(names=", ".join(broken[:5])))
         return problems
     for key in ("eos_token_id", "bos_token_id"):
-        if getattr(model.config, key) != getattr(tokenizer, key) or getattr(model.generation_config, key) != getattr(tokenizer, key):
+        written = {getattr(config, key) for config in (model.config, model.generation_config)}
+        if written != {getattr(tokenizer, key)}:
             problems.append(_("{key} is not the tokenizer's.").format(key=key))
     question = json.loads(job.outputs["history"].read_text(encoding="utf-8"))["question"]
     result = sample(model, tokenizer, len(tokenizer), question, chat=True)

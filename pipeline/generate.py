@@ -124,9 +124,8 @@ def check(folder: Path, prompt: str, *, chat: bool = False, reference: Path | No
     """Everything a folder must stand up to before it is published.
 
     Returns ``sample``, ``new_tokens``, ``chat`` (the template was used), ``max_logit_error`` (``None`` without
-    ``reference``), ``parity_texts`` (how many texts had SentencePiece's ids; ``None`` without a
-    unigram ``tokenizer.model``),
-    ``versions`` and ``problems``, a list of sentences that is empty when all is well.
+    ``reference``), ``parity_texts`` (how many texts had SentencePiece's ids; ``None`` without a unigram
+    ``tokenizer.model``), ``versions`` and ``problems``, a list of sentences that is empty when all is well.
     """
     import torch
     import transformers
@@ -147,12 +146,11 @@ def check(folder: Path, prompt: str, *, chat: bool = False, reference: Path | No
             if error.problems[0].code != "tokenizer-kind":  # a model that is sound, but of a kind not compared here
                 problems.append(error.problems[0].message)
     if reference is not None and not problems:
-        error = compare(folder, reference, vocabulary)
-        result["max_logit_error"] = error
-        if not error <= LOGIT_TOLERANCE:  # also when it is NaN
-            problems.append(
-                _("Its logits differ from those of {path} by {error}.").format(path=reference, error=f"{error:.2e}")
-            )
+        difference = compare(folder, reference, vocabulary)
+        result["max_logit_error"] = difference
+        if not difference <= LOGIT_TOLERANCE:  # also when it is NaN
+            text = _("Its logits differ from those of {path} by {error}.")
+            problems.append(text.format(path=reference, error=f"{difference:.2e}"))
     result["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
     return result
 

@@ -41,6 +41,8 @@ _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 # kUnkPenalty of SentencePiece's unigram_model.cc, K_UNK_PENALTY of tokenizers' unigram/model.rs.
 _UNKNOWN_PENALTY = 10.0
 
+_ALL = 2**31 - 1
+
 # What the pieces of the guide's tokenizer are for; only names that the model holds are used.
 _ROLES = {
     "bos_token": ("<s>", "<bos>", "<BOS>", "<|begin_of_text|>"),
@@ -175,16 +177,17 @@ def _vocabulary(model: SpModel) -> list[list[Any]]:
 
 
 def _decoder(model: SpModel) -> Step:
-    steps: list[Step] = []
-    unknown = model.pieces[model.unk_id].text
-    escaped = "".join(f"\\x{{{ord(c):X}}}" for c in unknown)
-    steps.append({"type": "Replace", "pattern": {"Regex": f"\\A{escaped}\\z"}, "content": model.unk_surface})
+    unknown = "".join(f"\\x{{{ord(c):X}}}" for c in model.pieces[model.unk_id].text)
+    steps: list[Step] = [
+        {"type": "Replace", "pattern": {"Regex": f"\\A{unknown}\\z"}, "content": model.unk_surface},
+        *([{"type": "ByteFallback"}] if model.byte_fallback else []),
+        {"type": "Fuse"},
+    ]
+    # SentencePiece drops the dummy prefix, or every leading space where it removes extra ones; not unk_surface's own.
+    start = _ALL if model.remove_extra_whitespaces else int(model.add_dummy_prefix)
+    if start:
+        steps.append({"type": "Strip", "content": SPACE, "start": start, "stop": 0})
     steps.append({"type": "Replace", "pattern": {"String": SPACE}, "content": " "})
-    if model.byte_fallback:
-        steps.append({"type": "ByteFallback"})
-    steps.append({"type": "Fuse"})
-    if model.add_dummy_prefix or model.remove_extra_whitespaces:
-        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {"type": "Sequence", "decoders": steps}
 
 

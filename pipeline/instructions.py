@@ -19,15 +19,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 from pipeline.errors import Problem, UcllmError
 from pipeline.i18n import _
-from pipeline.texts import Faults, Texts, records
+from pipeline.texts import Faults, open_texts, records
 
 #: Messages with ``role`` (``system``, ``user`` or ``assistant``) and ``content``, as transformers' chat templates take
 #: them: perhaps a system message, then user and assistant by turns, the assistant last.
-Conversation = List[Dict[str, str]]
+Conversation = list[dict[str, str]]
 
 SHAPES = (
     '{"text": "### Human: …\\n### Assistant: …"}',
@@ -145,11 +145,11 @@ _SENTENCE_LENGTH = (20, 200)
 def from_corpus(text: str) -> list[Conversation]:
     """Questions and answers out of a plain text, always the same ones from the same text.
 
-    1. *Exchanges*: an utterance is a quotation of 2 to 400 characters that begins at the start of a line and ends at the
-       end of one. Where another follows on the next line, the first is a question and the second its answer (and
+    1. *Exchanges*: an utterance is a quotation of 2 to 400 characters that begins at the start of a line and ends at
+       the end of one. Where another follows on the next line, the first is a question and the second its answer (and
        perhaps in turn a question).
-    2. If that finds fewer than :data:`ENOUGH_EXCHANGES`, *sentences*: a sentence is the question, the next one the answer,
-       both 20 to 200 characters long; of these at most :data:`MOST_SENTENCES`, at even distances.
+    2. If that finds fewer than :data:`ENOUGH_EXCHANGES`, *sentences*: a sentence is the question, the next one the
+       answer, both 20 to 200 characters long; of these at most :data:`MOST_SENTENCES`, at even distances.
 
     A line break within an utterance or a sentence becomes a space. Raises :class:`UcllmError` when nothing is found.
     """
@@ -188,12 +188,12 @@ def _neighbours(text: str) -> list[tuple[str, str]]:
     return [(first, second) for first, second in pairs[::step]]
 
 
-def corpus_text(paths: Sequence[Path], json_key: str, skip_bad_lines: bool) -> str:
+def corpus_text(paths: Sequence[Path], rules: Mapping[str, Any]) -> str:
     """The text of the corpus files, an empty line between documents, read as the corpus stage reads them.
 
     Raises :class:`UcllmError` with everything that is wrong with them.
     """
-    texts = Texts(paths, json_key=json_key, skip_bad_lines=skip_bad_lines)
+    texts = open_texts(paths, rules)
     text = "\n\n".join(texts.documents(0))
     texts.faults.raise_if_any()
     return text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pipeline.i18n import _
 
 
@@ -21,3 +23,13 @@ def choose(asked: str) -> tuple[str, str]:
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16", _("Computing in bf16: {device} has it in hardware.").format(device=name)
     return "fp32", _("Computing in fp32: {device} has no bf16 in hardware.").format(device=name)
+
+
+def use_one_gpu() -> None:
+    """Let this process see one GPU only, the first. Must come before torch looks for them.
+
+    Given several, the Trainer of a single process splits every batch among them with ``DataParallel``, which is slower
+    than one GPU and changes the batch size.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,13 @@ def run_child(
 
     A negative code is the signal that ended it. ``inherit`` are descriptors the child keeps open (the run's lock).
     When this process is interrupted the child's whole process group is asked to stop, then made to, and the interrupt
-    goes on.
+    goes on. What the child started and left behind ends with it.
     """
     reader, writer = os.pipe()
     with contextlib.ExitStack() as stack:
-        events = stack.enter_context(os.fdopen(reader, "r", encoding="utf-8"))
-        output = stack.enter_context(log.open("ab"))
+        stack.callback(os.close, reader)
         try:
+            output = stack.enter_context(log.open("ab"))
             child = subprocess.Popen(
                 list(argv),
                 env={**env, EVENTS_FD: str(writer)},
@@ -50,22 +52,71 @@ def run_child(
         finally:
             os.close(writer)
         try:
-            for line in events:
-                with contextlib.suppress(ValueError):  # a line cut short by the child's death
-                    on_event(json.loads(line))
-            return child.wait()
+            for line in _lines(reader, child):
+                try:
+                    event = json.loads(line)
+                except ValueError:  # cut short by the child's death
+                    continue
+                if isinstance(event, dict) and "event" in event:
+                    on_event(event)
+            _wait(child, None)
+            return _sweep(child)
         except BaseException:
             stop(child)
             raise
 
 
+def _lines(reader: int, child: subprocess.Popen[bytes]) -> Iterator[bytes]:
+    """The lines in the pipe, until every writer has closed it, or the child has ended and nothing is left to read.
+
+    The second matters: a worker that the child forked holds the pipe too, and may live on when the child is killed.
+    """
+    rest = b""
+    ended = False
+    while True:
+        if select.select([reader], [], [], 0 if ended else 0.2)[0]:
+            block = os.read(reader, 1 << 16)
+            if not block:
+                return
+            *lines, rest = (rest + block).split(b"\n")
+            yield from lines
+        elif ended:
+            return
+        else:
+            ended = _wait(child, 0)
+
+
+def _wait(child: subprocess.Popen[bytes], seconds: float | None) -> bool:
+    """Whether the child ends within ``seconds`` (``None``: ever). It is not reaped, so its number stays its own."""
+    if child.returncode is not None:
+        return True
+    if seconds is None:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        return True
+    deadline = time.monotonic() + seconds
+    while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _sweep(child: subprocess.Popen[bytes]) -> int:
+    """Kill what is left of an ended child's process group, and reap the child; its exit code."""
+    if child.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    return child.wait()
+
+
 def stop(child: subprocess.Popen[bytes]) -> None:
     """Ask the child's process group to stop, wait :data:`STOP_GRACE_S`, then kill it."""
-    for request, patience in ((signal.SIGTERM, STOP_GRACE_S), (signal.SIGKILL, STOP_GRACE_S)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, request)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(patience)
+    for request in (signal.SIGTERM, signal.SIGKILL):
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, request)
+        if _wait(child, STOP_GRACE_S):
+            _sweep(child)
             return
 
 

@@ -102,9 +102,24 @@ def read_manifest(home: Path) -> dict[str, Any] | None:
         manifest = json.loads((home / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    whole = isinstance(manifest, dict) and manifest.get("manifest_version") == MANIFEST_VERSION
-    keys = ("stage", "status", "fingerprint", "config", "inputs", "outputs", "metrics")
-    return manifest if whole and all(key in manifest for key in keys) and manifest["status"] == "complete" else None
+    return manifest if isinstance(manifest, dict) and _is_whole(manifest) else None
+
+
+def _is_whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest has everything that the code here reads of it, in the form it expects."""
+    if manifest.get("manifest_version") != MANIFEST_VERSION or manifest.get("status") != "complete":
+        return False
+    tables = [manifest.get(key) for key in ("config", "inputs", "outputs", "metrics")]
+    if "stage" not in manifest or "fingerprint" not in manifest or not all(isinstance(item, dict) for item in tables):
+        return False
+    described = [*manifest["inputs"].values(), *manifest["outputs"].values()]
+    return all(
+        isinstance(entry, dict)
+        and {"path", "sha256", "files"} <= entry.keys()
+        and isinstance(entry["files"], dict)
+        and all(isinstance(file, dict) and "sha256" in file for file in entry["files"].values())
+        for entry in described
+    )
 
 
 def write_manifest(home: Path, manifest: Mapping[str, Any]) -> None:

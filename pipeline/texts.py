@@ -60,6 +60,24 @@ def reading_rules(config: Config, paths: Sequence[Path]) -> dict[str, Any]:
     return {"json_key": config.corpus.json_key, "on_bad_line": config.corpus.on_bad_line} if jsonl else {}
 
 
+def excerpt_rules(config: Config, paths: Sequence[Path]) -> dict[str, Any]:
+    """``start_after`` and ``end_before``, where they are set and a plain text is there for them."""
+    rules = {"start_after": config.corpus.start_after, "end_before": config.corpus.end_before}
+    plain = not all(is_jsonl(path) for path in paths)
+    return {name: value for name, value in rules.items() if value and plain}
+
+
+def open_texts(paths: Sequence[Path], rules: Mapping[str, Any]) -> Texts:
+    """The texts that ``rules`` (of :func:`reading_rules` and :func:`excerpt_rules`) describe."""
+    return Texts(
+        paths,
+        json_key=rules.get("json_key", "text"),
+        skip_bad_lines=rules.get("on_bad_line") == "skip",
+        start_after=rules.get("start_after", ""),
+        end_before=rules.get("end_before", ""),
+    )
+
+
 class Faults:
     """What is wrong with the user's texts. A bad JSON line is an error, or, with ``skip``, only counted."""
 
@@ -105,10 +123,20 @@ class Faults:
 class Texts:
     """The text files of a run, in the order given. Holds one line (or document) at a time, whatever their size."""
 
-    def __init__(self, paths: Sequence[Path], *, json_key: str = "text", skip_bad_lines: bool = False) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        json_key: str = "text",
+        skip_bad_lines: bool = False,
+        start_after: str = "",
+        end_before: str = "",
+    ) -> None:
         """Look at the files without opening them. Raises :class:`UcllmError` naming each that is not there."""
         self.paths = list(paths)
         self.json_key = json_key
+        self.start_after = start_after
+        self.end_before = end_before
         self.faults = Faults(skip=skip_bad_lines)
         #: Bytes of all files, as they lie on the disk, and how many of them were read.
         self.total = self.position = 0
@@ -140,15 +168,15 @@ class Texts:
     def documents(self, lines_per_document: int) -> Iterator[str]:
         """Every document: a JSON line's text, or so many lines of a plain text that are not blank (0: the whole file).
 
-        Lines lose their line end, nothing else; a document never spans two files.
+        Lines lose their line end, nothing else; a document never spans two files. Of a plain text only the part between
+        ``start_after`` and ``end_before`` counts.
         """
         for path in self.paths:
             if is_jsonl(path):
                 yield from self._json_texts(path)
                 continue
             collected: list[str] = []
-            for number, line in enumerate(self._decoded(path)):
-                bare = (line.removeprefix(BOM) if number == 0 else line).rstrip("\r\n")
+            for bare in self._excerpt(path):
                 if not bare.strip():
                     continue
                 collected.append(bare)
@@ -157,6 +185,26 @@ class Texts:
                     collected = []
             if collected:
                 yield "\n".join(collected)
+
+    def _excerpt(self, path: Path) -> Iterator[str]:
+        """The lines of a plain text between the two marks, without line ends. A mark that is not there is a fault."""
+        begun, ended = not self.start_after, not self.end_before
+        for number, line in enumerate(self._decoded(path)):
+            bare = (line.removeprefix(BOM) if number == 0 else line).rstrip("\r\n")
+            if not begun:
+                begun = bare.startswith(self.start_after)
+            elif self.end_before and (ended or bare.startswith(self.end_before)):
+                ended = True  # read on: the rest must be UTF-8 too, and progress counts it
+            else:
+                yield bare
+        for found, name, mark in (
+            (begun, "corpus.start_after", self.start_after),
+            (ended, "corpus.end_before", self.end_before),
+        ):
+            if not found and not self.faults.problems:
+                what = _("{path} has no line that begins with `{mark}`.").format(path=path, mark=mark)
+                hint = _("Correct it or switch it off: `--set {name}=`.").format(name=name)
+                self.faults.add(Problem("data.no-mark", what, hint=hint))
 
     def _json_texts(self, path: Path) -> Iterator[str]:
         return records(path, lambda record: _text_of(record, self.json_key), self.faults, self._advance)

@@ -18,7 +18,7 @@ from pipeline.config import Config, TokenizerConfig, section
 from pipeline.errors import UcllmError
 from pipeline.i18n import _
 from pipeline.runs import StagePlan
-from pipeline.texts import Texts, chosen, reading_rules
+from pipeline.texts import Texts, chosen, open_texts, reading_rules
 
 if TYPE_CHECKING:
     from pipeline.child import Job
@@ -57,8 +57,7 @@ def run(job: Job, report: Reporter) -> dict[str, Any]:
     import sentencepiece
 
     settings, reading = job.config["tokenizer"], job.config["reading"]
-    skip = reading.get("on_bad_line") == "skip"
-    texts = Texts(list(job.inputs.values()), json_key=reading.get("json_key", "text"), skip_bad_lines=skip)
+    texts = open_texts(list(job.inputs.values()), reading)
     feed = _Feed(texts, settings, report)
     model = io.BytesIO()
     try:
@@ -73,9 +72,8 @@ def run(job: Job, report: Reporter) -> dict[str, Any]:
             **PUBLISHED_OPTIONS,
         )
     except (RuntimeError, ValueError, SystemError) as error:
+        # SystemError is how SentencePiece up to 0.2.1 ends when the iterator raised; it has trained to the end by then.
         raise feed.error or _explained(str(error), settings["vocab_size"]) from error
-    if feed.error:  # SentencePiece up to 0.2.1 takes an exception in the iterator for its end
-        raise feed.error
     job.outputs["model"].write_bytes(model.getvalue())
     processor = spm.load(job.outputs["model"])
     with job.outputs["vocab"].open("w", encoding="utf-8", newline="") as stream:

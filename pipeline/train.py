@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -123,14 +124,25 @@ def train(
         began = time.monotonic()
         try:
             result = _bring_up_to_date(plan, environment, observer, force)
-        except UcllmError as error:
+        except (UcllmError, OSError) as failure:
+            error = failure if isinstance(failure, UcllmError) else _not_writable(plan, failure)
             seconds = round(time.monotonic() - began, 2)
             failed = StageResult(plan.stage, "failed", error.problems[0].what, str(plan.home), seconds, {})
             observer.finished(failed)
-            raise StageFailed(plan.stage, error, [*results, failed]) from error
+            raise StageFailed(plan.stage, error, [*results, failed]) from failure
         observer.finished(result)
         results.append(result)
     return results
+
+
+def _not_writable(plan: runs.StagePlan, error: OSError) -> UcllmError:
+    """What to say when the tool itself could not read or write a file of the run."""
+    return UcllmError(
+        "output.not-writable",
+        _("{stage} could not write {path}.").format(stage=plan.stage, path=error.filename or plan.home),
+        str(error.strerror or error),
+        _("Make room or choose another workspace, then run the same command again."),
+    )
 
 
 def _bring_up_to_date(plan: runs.StagePlan, environment: Environment, observer: Observer, force: bool) -> StageResult:
@@ -142,6 +154,8 @@ def _bring_up_to_date(plan: runs.StagePlan, environment: Environment, observer: 
         reason = state.reason or (_("--force was given") if force else "")
         if state.manifest is not None and not reason:
             return StageResult(plan.stage, "up-to-date", "", str(plan.home), 0.0, state.manifest["metrics"])
+        if not force:
+            _refuse_foreign(plan)
         observer.started(plan, reason)
         began = time.time()
         metrics = _run(plan, state, environment, observer, lock)
@@ -168,6 +182,33 @@ def _bring_up_to_date(plan: runs.StagePlan, environment: Environment, observer: 
     return StageResult(plan.stage, "ran", reason, str(plan.home), seconds, metrics)
 
 
+def _refuse_foreign(plan: runs.StagePlan) -> None:
+    """Refuse to replace what lies where an output of the user's own goes, unless this run directory made it.
+
+    Raises :class:`UcllmError` before anything starts. What lies inside the run directory is ours.
+    """
+    ours = _published(plan.home)
+    problems = [
+        Problem(
+            "output.exists",
+            _("{path} is there already, and {stage} did not make it.").format(path=path, stage=plan.stage),
+            hint=_("Choose another `--output`, move it away, or replace it with `--force`."),
+        )
+        for path in plan.outputs.values()
+        if plan.home not in path.parents and str(path) not in ours and os.path.lexists(path)
+    ]
+    if problems:
+        raise UcllmError.of(problems)
+
+
+def _published(home: Path) -> set[str]:
+    """What runs in this directory have written, or set out to: ``PREFIX.ucllm`` may serve more than one stage."""
+    try:
+        return {str(path) for path in json.loads((home / "job.json").read_text(encoding="utf-8"))["publishes"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
 def _run(
     plan: runs.StagePlan, state: runs.State, environment: Environment, observer: Observer, lock: int
 ) -> dict[str, Any]:
@@ -180,6 +221,8 @@ def _run(
         "home": str(plan.home),
         "work": str(plan.work),
         "checkpoints": str(plan.home / "checkpoints" / state.fingerprint[:12]),
+        # Whoever replaces these later must know that they are ours.
+        "publishes": sorted(_published(plan.home) | {str(path) for path in plan.outputs.values()}),
     }
     runs.write_text_atomically(plan.home / "job.json", canonical_json(job) + "\n")
     log = plan.home / runs.LOG
@@ -198,14 +241,24 @@ def _run(
             observer.event(plan, event)
 
     start = launch(plan, environment)
-    code = run_child(
-        start.argv,
-        env={**os.environ, **start.env},
-        cwd=environment.state / "code",
-        log=log,
-        on_event=on_event,
-        inherit=(lock,),
-    )
+    try:
+        code = run_child(
+            start.argv,
+            env={**os.environ, **start.env},
+            cwd=environment.state / "code",
+            log=log,
+            on_event=on_event,
+            inherit=(lock,),
+        )
+    except OSError as error:
+        if error.filename != start.argv[0]:
+            raise
+        raise UcllmError(
+            "stage.not-started",
+            _("Cannot start {stage} with {python}.").format(stage=plan.stage, python=start.argv[0]),
+            str(error.strerror),
+            _("Make the environment with `ucllm setup`."),
+        ) from error
     if problems:
         raise UcllmError.of(problems)
     if code != 0 or metrics is None:
@@ -226,15 +279,23 @@ def _publish(plan: runs.StagePlan) -> None:
     (plan.home / runs.MANIFEST).unlink(missing_ok=True)
     for path in plan.outputs.values():
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
+        made = plan.work / path.name
+        if path.is_dir() or (path.exists() and made.is_dir()):
             # A folder cannot be replaced by rename; `home` is beside it, so this is a rename too.
             aside = path.with_name(f".{path.name}.replaced")
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
             path.replace(aside)
-            (plan.work / path.name).replace(path)
-            shutil.rmtree(aside, ignore_errors=True)
+            made.replace(path)
+            _remove(aside)
         else:
-            (plan.work / path.name).replace(path)
+            made.replace(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def exit_code(stage: str) -> int:

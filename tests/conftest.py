@@ -15,7 +15,7 @@ SHARED = REPOSITORY.parent / "shared"
 def environment_python() -> Path:
     """The Python of the workspace that `make test` set up; ``UCLLM_TEST_PYTHON`` names another."""
     named = os.environ.get("UCLLM_TEST_PYTHON")
-    return Path(named) if named else REPOSITORY / "workspace" / ".venv" / "bin" / "python"
+    return Path(named).absolute() if named else REPOSITORY / "workspace" / ".venv" / "bin" / "python"
 
 
 @pytest.fixture(scope="session")

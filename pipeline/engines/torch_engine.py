@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoints import MARKER, marking_callback, newest_complete
+from pipeline.checkpoints import full_disk_is_named, marking_callback, starting_point
 from pipeline.errors import UcllmError
 from pipeline.i18n import _
 from pipeline.precision import choose, use_one_gpu
@@ -170,35 +170,14 @@ def train(task: Task, report: Reporter) -> Trained:
     model = build_model(task)
     parameters = sum(each.numel() for each in model.parameters())
     _check_room(task.checkpoints, parameters)
-    start = _starting_point(task.checkpoints, report)
+    start = starting_point(task.checkpoints, report)
     trainer = _trainer(task, model, precision, report)
-    with _explained(task.checkpoints, parameters):
+    with full_disk_is_named(task.checkpoints, parameters * CHECKPOINT_PER_PARAMETER), _small_gpu_is_named():
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     history = list(trainer.state.log_history)
     # Accelerate wraps the forward pass in autocast; what is saved and checked is the plain fp32 model.
     plain = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     return Trained(plain.eval(), history, precision)
-
-
-def _starting_point(checkpoints: Path, report: Reporter) -> Path | None:
-    """The newest whole checkpoint. One that was altered is put aside; both kinds that cannot be used are named."""
-    start = newest_complete(checkpoints)
-    for folder in sorted(checkpoints.glob("checkpoint-*")):
-        newer = start is None or int(folder.name.rpartition("-")[2]) > int(start.name.rpartition("-")[2])
-        if not newer:
-            continue
-        if (folder / MARKER).exists():
-            aside = folder.with_name(f"damaged-{folder.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.replace(aside)
-            text = _("{path} is not what was saved: its sha256 differs. It is not used and was moved to {aside}.")
-            report.note(text.format(path=folder, aside=aside.name))
-        else:
-            shutil.rmtree(folder)
-            report.note(_("{path} was left unfinished by an interruption and is not used.").format(path=folder))
-    if start is not None:
-        report.note(_("Continuing from step {step}.").format(step=start.name.rpartition("-")[2]))
-    return start
 
 
 def _trainer(task: Task, model: Any, precision: str, report: Reporter) -> Any:
@@ -368,10 +347,9 @@ def _check_room(checkpoints: Path, parameters: int) -> None:
 
 
 @contextlib.contextmanager
-def _explained(checkpoints: Path, parameters: int) -> Iterator[None]:
-    """Give the failures of memory and disk, which libraries report in words of their own, their true names."""
+def _small_gpu_is_named() -> Iterator[None]:
+    """Say what to do when the GPU's memory does not suffice."""
     import torch
-    from safetensors import SafetensorError
 
     try:
         yield
@@ -380,10 +358,5 @@ def _explained(checkpoints: Path, parameters: int) -> Iterator[None]:
             "pretrain.gpu-memory",
             _("The GPU's memory is too small."),
             str(error).splitlines()[0],
-            _("Lower `--set pretrain.micro_batch_size=…`; the result stays the same, it only takes longer."),
+            _("Lower `--set pretrain.micro_batch_size=…`: the batch of a step stays as large, in more parts."),
         ) from error
-    except (RuntimeError, SafetensorError) as error:
-        # torch and safetensors raise errors of their own when a write fails.
-        if shutil.disk_usage(checkpoints).free < parameters * CHECKPOINT_PER_PARAMETER:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(checkpoints)) from error
-        raise

@@ -1,8 +1,7 @@
 """Fine-tuning by trl's SFTTrainer, on one device.
 
 Tokens and labels are made by :mod:`pipeline.chat` and not by trl: its masks need a template with marks that other
-programs cannot read, and change from version to version. The trainer gets ``input_ids`` and ``labels`` and no work to do
-on them.
+programs cannot read, and change from version to version. The trainer gets ``input_ids`` and ``labels`` and leaves them.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline import checkpoints
 from pipeline.base_model import BaseModel, describe_ids, load_folder, load_from_hub, write_folder
-from pipeline.chat import IGNORED, Example, chat_template, encode, prompt_ids
-from pipeline.engines.torch_engine import CHECKPOINT_PER_PARAMETER, choose_precision, use_one_device
+from pipeline.chat import IGNORED, Example, chat_template, prepare, prompt_ids
+from pipeline.engines.torch_engine import CHECKPOINT_PER_PARAMETER, choose_precision
 from pipeline.errors import UcllmError
 from pipeline.figures import Line, loss_curve
 from pipeline.i18n import _
 from pipeline.instructions import Conversation
+from pipeline.precision import use_one_gpu
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,31 +41,21 @@ LOGGED = 50
 SAMPLE_TOKENS = 60
 
 
-@dataclass
-class Data:
-    """The examples, and how many conversations were cut (some answer tokens stayed) or dropped (none did)."""
-
-    train: list[Example]
-    held_out: list[Example]
-    question: str
-    cut: int
-    dropped: int
-
-
 def finetune(job: Job, conversations: Sequence[Conversation], report: Reporter) -> dict[str, Any]:
     """Train and write the outputs; see the end of this function for the metrics.
 
     ``answer_loss`` and ``answer_loss_base`` are nats per answer token of the held-out conversations after and before
-    (``None`` without any). Raises :class:`UcllmError` for a model or data that do not fit, or a loss that is not a number.
+    (``None`` without any). Raises :class:`UcllmError` for a model or data that do not fit, and for a loss that is not a
+    number.
     """
-    use_one_device(report)
+    use_one_gpu()
     import trl
     from transformers import set_seed
 
     settings = job.config["finetune"]
     base = _base(job, report)
     length = sequence_length(settings["max_seq_length"], base)
-    data = prepare(conversations, base, length, settings["validation_fraction"], report)
+    data = prepare(conversations, base.tokenizer, length, settings["validation_fraction"], report)
     precision, reason = choose_precision("auto")
     report.note(reason)
 
@@ -93,10 +82,12 @@ def finetune(job: Job, conversations: Sequence[Conversation], report: Reporter) 
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     # Accelerate wraps the forward pass in autocast; what is measured and saved is the plain fp32 model.
     base.model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    base.model.config.use_cache = True  # training switches it off
     after = answer_loss(base.model, data.held_out, trainer.data_collator, batch)
 
     write_folder(base, job.outputs["model"])
-    history = _history(trainer.state.log_history, (before, after), arguments.max_steps, data.question)
+    sample = _sample(base, data.questions, settings["seed"])
+    history = _history(trainer.state.log_history, (before, after), arguments.max_steps, sample["question"])
     job.outputs["history"].write_text(json.dumps(history, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     job.outputs["curve"].write_text(_curve(history), encoding="utf-8")
     examples = watch.steps * batch * settings["gradient_accumulation_steps"]
@@ -115,7 +106,7 @@ def finetune(job: Job, conversations: Sequence[Conversation], report: Reporter) 
         "tokens_per_second": round(examples * mean_length / max(watch.seconds, 1e-9), 1),
         "precision": precision,
         "base_model": {"name": job.config["hub_model"], "commit": base.commit} if base.commit else {},
-        "sample": {"question": data.question, "answer": _answer(base, data.question, settings["seed"])},
+        "sample": sample,
         "versions": _versions(),
     }
 
@@ -124,7 +115,7 @@ def _base(job: Job, report: Reporter) -> BaseModel:
     """The model to start from, its tokenizer with the chat template of our form."""
     hub_model = job.config.get("hub_model")
     if hub_model:
-        base = load_from_hub(hub_model)
+        base = load_from_hub(hub_model, report.note)
         report.note(_("Fetched {name}, commit {commit}.").format(name=hub_model, commit=base.commit[:12]))
     else:
         base = load_folder(job.inputs["model"])
@@ -170,41 +161,6 @@ def sequence_length(wanted: int, base: BaseModel) -> int:
     return wanted or limit or NO_LIMIT_LENGTH
 
 
-def prepare(
-    conversations: Sequence[Conversation], base: BaseModel, length: int, fraction: float, report: Reporter
-) -> Data:
-    """Encode everything and hold out the last ``fraction``, at least one conversation of two or more.
-
-    Raises :class:`UcllmError` when no conversation keeps any of an answer within ``length`` tokens.
-    """
-    encoded = [encode(each, base.tokenizer, length) for each in conversations]
-    # The first token of a text is never predicted, so an answer there would count for nothing.
-    kept = [index for index, each in enumerate(encoded) if any(label != IGNORED for label in each.labels[1:])]
-    cut = sum(encoded[index].was_cut for index in kept)
-    dropped = len(encoded) - len(kept)
-    if cut:
-        text = _("{count} of {total} conversations are longer than {length} tokens; their ends were cut.")
-        report.note(text.format(count=cut, total=len(encoded), length=length))
-    if dropped:
-        text = _("{count} of {total} conversations were left out: within {length} tokens there is nothing of an answer.")
-        report.note(text.format(count=dropped, total=len(encoded), length=length))
-    if not kept:
-        raise UcllmError(
-            "finetune.nothing-left",
-            _("No conversation has an answer within {length} tokens.").format(length=length),
-            _("Their questions alone are that long."),
-            _("Use a model that reads more, raise finetune.max_seq_length, or shorten the questions."),
-        )
-    count = min(len(kept) - 1, max(1, round(len(kept) * fraction))) if fraction else 0
-    split = len(kept) - count
-    if not count:
-        report.note(_("Nothing is held out: finetune.validation_fraction is 0, or there is one conversation only."))
-    # The first one that training does not see, if there is one.
-    shown = conversations[kept[split if count else 0]]
-    question = next(message["content"] for message in shown if message["role"] == "user")
-    return Data([encoded[i] for i in kept[:split]], [encoded[i] for i in kept[split:]], question, cut, dropped)
-
-
 def _dataset(examples: Sequence[Example]) -> Any:
     from datasets import Dataset
 
@@ -237,6 +193,7 @@ def _arguments(job: Job, settings: dict[str, Any], precision: str, examples: int
         max_length=None,
         logging_steps=max(1, steps // LOGGED),
         save_steps=max(1, steps // SAVES),
+        use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         # The Trainer would hide a loss that is not a number.
         logging_nan_inf_filter=False,
@@ -246,7 +203,7 @@ def _arguments(job: Job, settings: dict[str, Any], precision: str, examples: int
 
 
 def _watcher(report: Reporter, total: int, tensorboard: Path) -> Any:
-    """A ``TrainerCallback`` for progress, TensorBoard, the held-out loss after each epoch, and a loss that is no number.
+    """A ``TrainerCallback`` for progress, TensorBoard, the held-out loss of each epoch, and a loss that is no number.
 
     Set ``held_out_loss`` before training; ``steps`` and ``seconds`` are those that this process trained.
     """
@@ -351,8 +308,19 @@ def answer_loss(model: Any, examples: Sequence[Example], collate: Any, batch: in
     return total / count
 
 
+def _sample(base: BaseModel, questions: Sequence[str], seed: int) -> dict[str, str]:
+    """The first of ``questions`` that gets an answer, and that ``answer``: drawn at random, but always the same.
+
+    Drawn, because the likeliest words of a small model repeat. Without any answer, the first question and an empty one.
+    """
+    for question in questions:
+        answer = _answer(base, question, seed)
+        if answer:
+            return {"question": question, "answer": answer}
+    return {"question": questions[0], "answer": ""}
+
+
 def _answer(base: BaseModel, question: str, seed: int) -> str:
-    """What the model answers to ``question``: sampled, because the likeliest words of a small model repeat themselves."""
     import torch
 
     ids = prompt_ids(question, base.tokenizer)
@@ -361,10 +329,14 @@ def _answer(base: BaseModel, question: str, seed: int) -> str:
         return ""
     inputs = torch.tensor([ids], device=base.model.device)
     torch.manual_seed(seed)
-    base.model.eval()
     with torch.no_grad():
         output = base.model.generate(
-            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=room, do_sample=True, temperature=0.7, top_p=0.9
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=room,
+            do_sample=True,
+            temperature=0.7,
+            top_p=0.9,
         )
     return str(base.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)).strip()
 
@@ -384,7 +356,8 @@ def _history(
 def _curve(history: dict[str, Any]) -> str:
     lines = [Line(_("training"), [(each["step"], each["loss"]) for each in history["train"]])]
     if history["held_out"]:
-        lines.append(Line(_("held-out answers"), [(each["step"], each["loss"]) for each in history["held_out"]], dots=True))
+        points = [(each["step"], each["loss"]) for each in history["held_out"]]
+        lines.append(Line(_("held-out answers"), points, dots=True))
     return loss_curve(_("Fine-tuning"), _("step"), _("loss (nats per answer token)"), lines)
 
 

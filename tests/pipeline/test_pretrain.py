@@ -60,8 +60,12 @@ def sources(tmp_path: Path, corpus: tuple[Path, Path], name: str = "run") -> Sou
     return Sources(root=tmp_path / name, inputs=(str(prefix),), tokenizer=tokenizer)
 
 
-def configuration(*settings: str) -> Config:
-    return resolve("botchan-tiny", [*SETTINGS, *settings])
+def configuration(folder: Path, *settings: str) -> Config:
+    """The defaults and :data:`SETTINGS`, whatever the recipes that come with ucllm say."""
+    recipe = folder / "own.toml"
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text("", encoding="utf-8")
+    return resolve(str(recipe), [*SETTINGS, *settings])
 
 
 def pretrain(
@@ -71,7 +75,7 @@ def pretrain(
     observer: Any = None,
     force: bool = False,
 ) -> StageResult:
-    planned = plan("pretrain", configuration(*settings), sources)
+    planned = plan("pretrain", configuration(sources.root, *settings), sources)
     return train([planned], environment, observer or Quiet(), force=force)[0]
 
 
@@ -281,8 +285,10 @@ def test_fp16_without_a_gpu_is_refused(corpus: tuple[Path, Path], environment: E
     assert failure.value.error.problems[0].code == "pretrain.precision"
 
 
-def test_estimate_counts_the_parameters_that_training_counts(undisturbed: tuple[StageResult, Quiet]) -> None:
-    config = configuration()
+def test_estimate_counts_the_parameters_that_training_counts(
+    undisturbed: tuple[StageResult, Quiet], tmp_path: Path
+) -> None:
+    config = configuration(tmp_path)
     config.tokenizer.vocab_size = 330
     guess = estimate(config)
     assert guess["parameters"] == undisturbed[0].metrics["parameters"]
@@ -292,7 +298,7 @@ def test_estimate_counts_the_parameters_that_training_counts(undisturbed: tuple[
 
 def test_plan_reads_nothing(tmp_path: Path) -> None:
     began = time.monotonic()
-    planned = plan("pretrain", configuration(), Sources(root=tmp_path / "absent"))
+    planned = plan("pretrain", configuration(tmp_path), Sources(root=tmp_path / "absent"))
     assert time.monotonic() - began < 1
     assert planned.inputs["bin"] == tmp_path / "absent" / "corpus" / "corpus_text_document.bin"
     assert "save_interval" not in planned.config["pretrain"]

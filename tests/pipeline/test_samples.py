@@ -1,4 +1,4 @@
-"""Training samples: every token once an epoch, the same for the same seed wherever one begins, other cuts each epoch."""
+"""Training samples: each token once an epoch, the same wherever one begins, cut elsewhere each epoch."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ def test_a_small_fraction_still_holds_out_a_document_and_none_holds_out_none(dat
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 60, 82])
-def test_an_epoch_predicts_each_token_at_most_once_in_documents_kept_whole(
-    dataset: IndexedDataset, length: int
-) -> None:
+def test_an_epoch_predicts_each_token_at_most_once(dataset: IndexedDataset, length: int) -> None:
     training, _held_out = split(dataset, 0.2)
     samples = TrainingSamples(training, length, seed=3)
     windows = epoch(samples, 0)

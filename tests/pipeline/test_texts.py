@@ -196,3 +196,27 @@ def test_only_rules_that_matter_decide(tmp_path: Path) -> None:
     assert reading_rules(Config(), [tmp_path / "a.txt"]) == {}
     rules = reading_rules(Config(), [tmp_path / "a.txt", tmp_path / "b.jsonl.gz"])
     assert rules == {"json_key": "text", "on_bad_line": "error"}
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "lines"),
+    [
+        ("*** START", "End of", ["two", "three"]),
+        ("", "End of", ["one", "*** START here", "two", "three"]),
+        ("*** START", "", ["two", "three", "End of it", "four"]),
+    ],
+)
+def test_only_the_part_between_the_marks_counts(tmp_path: Path, start: str, end: str, lines: list[str]) -> None:
+    path = write(tmp_path / "book.txt", "one\n*** START here\ntwo\nthree\nEnd of it\nfour\n".encode())
+    texts = Texts([path], start_after=start, end_before=end)
+    assert list(texts.documents(1)) == lines
+    texts.faults.raise_if_any()
+
+
+@pytest.mark.parametrize(("start", "end"), [("*** BEGIN", ""), ("", "Finis"), ("*** START", "one")])
+def test_a_mark_that_is_not_there_is_an_error(tmp_path: Path, start: str, end: str) -> None:
+    path = write(tmp_path / "book.txt", b"one\n*** START here\ntwo\n")
+    texts = Texts([path], start_after=start, end_before=end)
+    list(texts.documents(1))
+    with pytest.raises(UcllmError, match="no line that begins with"):
+        texts.faults.raise_if_any()

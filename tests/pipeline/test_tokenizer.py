@@ -176,7 +176,7 @@ def test_everything_wrong_with_the_texts_is_told_at_once(run_stage: RunStage, st
     latin.write_bytes("café, oui\n".encode("latin-1"))
     broken.write_bytes(b'{"text": "fine"}\n{"text": \n[]\n')
     with pytest.raises(StageFailed) as failure:
-        run_stage("tokenizer", SMALL, inputs=(str(latin), str(story_file), str(broken)), output=tmp_path / "t")
+        run_stage("tokenizer", SMALL, inputs=(str(story_file), str(latin), str(broken)), output=tmp_path / "t")
     assert [problem.what for problem in failure.value.error.problems] == [
         f"{latin} is not UTF-8: line 1, byte 4.",
         f"Line 2 of {broken} cannot be used.",

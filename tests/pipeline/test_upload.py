@@ -210,8 +210,9 @@ def test_the_recipes_card_tells_where_the_model_is_from(
 
 def test_a_manifest_of_another_model_is_not_believed(run_stage: RunStage, recipe_root: Path, home: Path) -> None:
     del home
-    tokenizer = recipe_root / "tokenizer" / "tokenizer.model"
-    record(recipe_root / "pretrain", "pretrain", {"tokenizer": tokenizer}, {"model": recipe_root / "tokenizer"})
+    trained_again = recipe_root / "pretrain" / "model"
+    (trained_again / "config.json").write_text("{}", encoding="utf-8")
+    record(recipe_root / "pretrain", "pretrain", {}, {"model": trained_again})
     folder = folder_of(run_stage("upload-pretrained"))
     history = json.loads((folder / "training_manifest.json").read_text(encoding="utf-8"))
     assert [stage["stage"] for stage in history["stages"]] == ["convert"]
