@@ -1,7 +1,7 @@
 """Runs one command so that it never outlives the tool: started as a script by :func:`bootstrap.host.run_logged`.
 
-pip and venv start processes of their own, which nobody stops when ``ucllm`` is killed. This process outlives the tool by
-just as long as it takes to end them all, and holds what it inherited (the workspace's lock) until then: the next
+pip and venv start processes of their own, which nobody stops when ``ucllm`` is killed. This process outlives the tool
+by just as long as it takes to end them all, and holds what it inherited (the workspace's lock) until then: the next
 ``ucllm setup`` waits, and never meets a pip that still writes.
 
     python guard.py PID_OF_THE_TOOL COMMAND...

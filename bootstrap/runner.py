@@ -113,8 +113,12 @@ def mend(
                 began = time.monotonic()
                 try:
                     action.act(_teller(say, requirement, action))
-                except UcllmError as error:
-                    journal.write(**entry, status="failed", error=error.problems[0].message[:2000])
+                except (UcllmError, OSError) as error:
+                    message = error.problems[0].message if isinstance(error, UcllmError) else str(error)
+                    journal.write(**entry, status="failed", error=message[:2000])
+                    raise
+                except KeyboardInterrupt:
+                    journal.write(**entry, status="interrupted")
                     raise
                 seconds = round(time.monotonic() - began, 2)
                 journal.write(**entry, status="done", seconds=seconds)

@@ -64,16 +64,20 @@ def load_from_hub(name: str, note: hub.Note) -> BaseModel:
     Raises :class:`UcllmError` when it is not there, may not be read, cannot be reached, or is no such model.
     """
     hub.prepare()
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.utils import LocalEntryNotFoundError
 
     repo, _at, revision = name.partition("@")
 
     def fetch(*patterns: str) -> Path:
         call = functools.partial(snapshot_download, repo, revision=revision or None, allow_patterns=list(patterns))
         try:
-            return Path(hub.retried(call, repo, note))
-        except UcllmError as error:
+            # Offline there is only the cache, and nothing to wait for.
+            return Path(call() if constants.HF_HUB_OFFLINE else hub.retried(call, repo, note))
+        except LocalEntryNotFoundError as error:
             raise _not_fetched(name, error) from error
+        except UcllmError as error:
+            raise _not_fetched(name, error.__cause__ or error) from error
 
     folder = fetch(*_FETCHED)
     if not any(folder.glob("model*.safetensors")):
@@ -85,7 +89,7 @@ def load_from_hub(name: str, note: hub.Note) -> BaseModel:
     return base
 
 
-def _not_fetched(name: str, error: UcllmError) -> UcllmError:
+def _not_fetched(name: str, cause: BaseException) -> UcllmError:
     """The failure of a download in words of its own: :func:`pipeline.hub.explain` speaks of uploads."""
     from huggingface_hub.utils import (
         HFValidationError,
@@ -94,7 +98,6 @@ def _not_fetched(name: str, error: UcllmError) -> UcllmError:
         RevisionNotFoundError,
     )
 
-    cause = error.__cause__
     if isinstance(cause, OSError) and cause.errno is not None:
         raise cause  # the disk: pipeline.child says so
     if isinstance(cause, (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError)):
@@ -104,7 +107,7 @@ def _not_fetched(name: str, error: UcllmError) -> UcllmError:
             _("It is neither a folder here nor a model on the Hub that you may read."),
             _("Check the name; for a private or gated model log in first: `hf auth login`."),
         )
-    why = _first_line(cause or error)
+    why = _first_line(cause)
     if isinstance(cause, LocalEntryNotFoundError):
         why = _("The Hub could not be reached, and the model is not in the cache.")
     return UcllmError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -201,13 +202,22 @@ def resolve(recipe: str, settings: Sequence[str] = (), overrides: Mapping[str, A
     ``a.b=c`` texts of ``--set``; ``overrides`` maps ``a.b`` to a value already typed, and wins. Raises
     :class:`UcllmError` with every problem found.
     """
-    path = _recipe_path(recipe) if recipe else Path("custom.toml")
-    document = load_toml(path) if recipe else {}
     problems: list[Problem] = []
-    config = Config(name=str(document.pop("name", path.stem)), description=str(document.pop("description", "")))
+    path, document = Path("custom.toml"), {}
+    try:
+        path = _recipe_path(recipe) if recipe else path
+        document = load_toml(path) if recipe else document
+    except UcllmError as error:
+        problems += error.problems  # and go on: what --set says may be wrong as well
+    readable = not problems
+    config = Config(name=_name(document, path, problems), description=str(document.pop("description", "")))
     for table, values in document.items():
-        if not isinstance(values, dict) or table in ("name", "description"):
+        if table not in _tables():
             problems.append(_unknown(table, _tables(), str(path)))
+            continue
+        if not isinstance(values, dict):
+            what = _("`{key}` in {where} must be a table: [{key}].").format(key=table, where=path)
+            problems.append(Problem("config.invalid-value", what))
             continue
         for key, value in values.items():
             _assign(config, f"{table}.{key}", value, str(path), problems)
@@ -225,10 +235,21 @@ def resolve(recipe: str, settings: Sequence[str] = (), overrides: Mapping[str, A
         _assign(config, key.strip(), value, "--set", problems)
     for key, value in (overrides or {}).items():
         _assign(config, key, value, _("the command line"), problems)
-    problems += _cross_checks(config)
+    if readable:
+        problems += _cross_checks(config)
     if problems:
         raise UcllmError.of(problems)
     return config
+
+
+def _name(document: dict[str, Any], path: Path, problems: list[Problem]) -> str:
+    """The recipe's name: its own, else its file's. It names the folder of its runs, so it must be a plain one."""
+    name = document.pop("name", path.stem)
+    if isinstance(name, str) and name and name not in (".", "..") and not set(name) & set("/\0"):
+        return name
+    what = _("`name` in {where} must be the name of a folder.").format(where=path)
+    problems.append(Problem("config.invalid-value", what))
+    return "custom"
 
 
 def _recipe_path(recipe: str) -> Path:
@@ -257,6 +278,12 @@ def _assign(config: Config, key: str, value: Any, where: str, problems: list[Pro
     table, _dot, name = key.partition(".")
     if table not in _tables() or not name:
         every = [f"{item}.{each.name}" for item in _tables() for each in dataclasses.fields(getattr(config, item))]
+        if table in _tables():
+            every = [item for item in every if item.startswith(f"{table}.")]
+            what = _("`{key}` in {where} is a table; say which of its values.").format(key=key, where=where)
+            known = _("Known: {names}").format(names=", ".join(every))
+            problems.append(Problem("config.unknown-key", what, hint=known))
+            return
         problems.append(_unknown(key, every if name else _tables(), where))
         return
     target = getattr(config, table)
@@ -314,6 +341,8 @@ def _convert(value: Any, kind: type) -> Any:
 
 def _limits(limits: Mapping[str, Any], value: Any) -> str:
     """Why ``value`` is outside ``limits``; empty when it is not."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return _("it must be a finite number")
     if limits["choices"] is not None and value not in limits["choices"]:
         return _("it must be one of {choices}").format(choices=", ".join(limits["choices"]))
     if limits["low"] is not None and not value >= limits["low"]:

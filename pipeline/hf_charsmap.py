@@ -19,7 +19,7 @@ import functools
 import json
 import struct
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import UcllmError
@@ -42,7 +42,8 @@ _LABEL = 0x800000FF
 _VALUE = 0x7FFFFFFF
 
 
-def decode_rules(charsmap: bytes) -> dict[str, str]:
+@functools.lru_cache(maxsize=2)
+def decode_rules(charsmap: bytes) -> Mapping[str, str]:
     """The rules of a ``precompiled_charsmap``: text to its replacement.
 
     ``charsmap`` is a little-endian ``uint32`` (bytes of trie), the trie (a Darts double array of ``uint32`` units),
@@ -130,7 +131,8 @@ def _longest_first(keys: Iterable[str]) -> str:
     return expression(trie)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """A regular expression for exactly ``text``, in the syntax of ``tokenizers`` (Oniguruma)."""
     return "".join(f"\\x{{{ord(c):X}}}" for c in text)
 
 
@@ -140,10 +142,11 @@ def _replace(pattern: str, content: str, *, regex: bool = False) -> Step:
 
 def run_steps(steps: Sequence[Step], text: str) -> str:
     """``text`` after ``steps``, by the installed ``tokenizers``."""
-    return str(_normalizer(steps).normalize_str(text))
+    return str(build_normalizer(steps).normalize_str(text))
 
 
-def _normalizer(steps: Sequence[Step]) -> Any:
+def build_normalizer(steps: Sequence[Step]) -> Any:
+    """The installed library's normaliser of these ``steps``; its ``normalize_str`` takes and gives a text."""
     from tokenizers import Tokenizer
 
     model = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0]], "byte_fallback": False}
@@ -239,7 +242,7 @@ def charsmap_steps(charsmap: bytes, symbols: Sequence[str]) -> list[Step]:
     boundary = f"(?:{'|'.join(starts)})(?>{'|'.join(units)})\\K(?={tie})"
     # "\r\n" is one grapheme as well, but a newline is too common to be tied.
     # Not at the start: tokenizers loses count of the text when something is put before its first character.
-    inner = f"(?<!{_BETWEEN}{_escape(mark)})(?!\\A)(?={tie})|(?<=\\x{{D}})(?=\\x{{A}})"
+    inner = f"(?<!{_BETWEEN}{escape(mark)})(?!\\A)(?={tie})|(?<=\\x{{D}})(?=\\x{{A}})"
     steps = [_replace(mark, _LITERAL + mark)]
     if several:
         steps.append(_replace(boundary, _BETWEEN + mark, regex=True))
@@ -275,12 +278,12 @@ def _late_compositions(alone: dict[str, str], several: dict[str, str]) -> list[S
 
 
 def _escaped_longest(symbols: Iterable[str]) -> str:
-    return "|".join(_escape(s) for s in sorted(symbols, key=lambda s: -len(s.encode())))
+    return "|".join(escape(s) for s in sorted(symbols, key=lambda s: -len(s.encode())))
 
 
 def _check(steps: Sequence[Step], rules: dict[str, str], symbols: Sequence[str], *, composes: bool) -> None:
     """Refuse the table unless every rule, every symbol and every character without a rule comes out right."""
-    normalizer = _normalizer(steps)
+    normalizer = build_normalizer(steps)
     begun = set(symbols)
     wanted = {key: value for key, value in rules.items() if key[0] not in begun}
     wanted.update((s, s) for s in symbols)

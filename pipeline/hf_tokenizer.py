@@ -28,7 +28,7 @@ from typing import Any
 
 from pipeline import spm
 from pipeline.errors import UcllmError
-from pipeline.hf_charsmap import Step, charsmap_steps
+from pipeline.hf_charsmap import Step, charsmap_steps, escape
 from pipeline.i18n import _
 
 SPACE = "\u2581"
@@ -149,7 +149,18 @@ def _normalizer(model: SpModel) -> Step:
     else:
         # First, since a text of nothing but removed characters still gets its prefix.
         steps = [*prefix, *core, space]
+    if not model.byte_fallback:
+        # A run of unknown characters is one token, however long: longer, it is no piece's name.
+        steps += [{"type": "Replace", "pattern": {"String": n}, "content": n[0] + n} for n in _shadowed(model)]
     return {"type": "Sequence", "normalizers": steps}
+
+
+def _pre_tokenizer(model: SpModel) -> Step | None:
+    shadowed = _shadowed(model) if model.byte_fallback else {}
+    if not shadowed:
+        return None
+    ways = "|".join(f"{escape(name[:at])}(?={escape(name[at:])})" for name, at in shadowed.items())
+    return {"type": "Split", "pattern": {"Regex": ways}, "behavior": "MergedWithPrevious", "invert": False}
 
 
 def _vocabulary(model: SpModel) -> list[list[Any]]:
@@ -176,8 +187,32 @@ def _vocabulary(model: SpModel) -> list[list[Any]]:
     return [[p.text, score(p)] for p in model.pieces]
 
 
+def _shadowed(model: SpModel) -> dict[str, int]:
+    """Names that a text may hold and ``tokenizers`` would take for the piece, each with a place to part it at.
+
+    It joins neighbouring unknown characters and looks the whole up, so that `<unk>` in a text becomes the unknown piece
+    when none of its letters is a piece. At the place given, no piece reaches across.
+    """
+    known = [p.text for p in model.pieces if p.kind in (NORMAL, USER_DEFINED)]
+    letters, inside = {text for text in known if len(text) == 1}, "\0".join(known)
+    out: dict[str, int] = {}
+    for piece in model.pieces:
+        name = piece.text
+        if piece.kind in (NORMAL, USER_DEFINED) or len(name) < 2 or letters & set(name):
+            continue
+        parts = [at for at in range(1, len(name)) if name[at - 1 : at + 1] not in inside]
+        if not parts:
+            raise UcllmError(
+                "tokenizer.kind",
+                _("The tokenizer cannot be written as an exact Hugging Face tokenizer."),
+                _("A text that holds {name} could not be told from the piece of that name.").format(name=name),
+            )
+        out[name] = parts[0]
+    return out
+
+
 def _decoder(model: SpModel) -> Step:
-    unknown = "".join(f"\\x{{{ord(c):X}}}" for c in model.pieces[model.unk_id].text)
+    unknown = escape(model.pieces[model.unk_id].text)
     steps: list[Step] = [
         {"type": "Replace", "pattern": {"Regex": f"\\A{unknown}\\z"}, "content": model.unk_surface},
         *([{"type": "ByteFallback"}] if model.byte_fallback else []),
@@ -202,7 +237,7 @@ def tokenizer_json(model: SpModel) -> dict[str, Any]:
         "padding": None,
         "added_tokens": [],
         "normalizer": _normalizer(model),
-        "pre_tokenizer": None,
+        "pre_tokenizer": _pre_tokenizer(model),
         "post_processor": None,
         "decoder": _decoder(model),
         "model": {

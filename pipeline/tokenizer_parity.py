@@ -70,10 +70,17 @@ def parity(model: Path, folder: Path, texts: Iterable[str]) -> list[Mismatch]:
 
 
 def is_tie(model: SpModel, one: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two readings of one text have scores that single precision cannot be relied on to tell apart."""
+    """Whether two readings spell the same text and have scores that single precision cannot be relied on to order."""
+    if _spelling(model, one) != _spelling(model, other):
+        return False
     first, second = _score(model, one), _score(model, other)
     # SentencePiece rounds its running sum once a piece, to 24 bits.
     return abs(first - second) <= 2.0**-24 * max(abs(first), abs(second), 1.0) * (len(one) + len(other))
+
+
+def _spelling(model: SpModel, ids: Sequence[int]) -> bytes:
+    pieces = [model.pieces[number] for number in ids]
+    return b"".join(bytes.fromhex(p.text[3:5]) if p.kind == BYTE else p.text.encode() for p in pieces)
 
 
 def _score(model: SpModel, ids: Sequence[int]) -> float:

@@ -48,6 +48,9 @@ def main() -> NoReturn:
         hint = did_you_mean(error.option_name, error.possibilities) if error.possibilities else _help_hint(error)
         code = _report("usage", 2, [Problem("usage", error.message, hint=hint)])
     except click.UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and newer: the message is the help
+            click.echo(error.format_message(), err=True)
+            sys.exit(2)
         hint = getattr(error, "hint", "") or _help_hint(error)
         code = _report("usage", 2, [Problem("usage", error.format_message(), hint=hint)])
     except click.ClickException as error:
@@ -78,5 +81,6 @@ def _help_hint(error: click.UsageError) -> str:
 
 def _report(status: str, code: int, problems: tuple[Problem, ...] | list[Problem]) -> int:
     words = [word for word in sys.argv[1:] if not word.startswith("-")]
-    emit(Report(" ".join(words[:2]), status, code, {}, tuple(problems)), as_json="--json" in sys.argv)
+    command = " ".join(words[: 2 if words[:1] == ["train"] else 1])
+    emit(Report(command, status, code, {}, tuple(problems)), as_json="--json" in sys.argv)
     return code

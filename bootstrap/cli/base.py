@@ -60,7 +60,7 @@ def emit(report: Report, *, as_json: bool, text: Callable[[Mapping[str, Any]], s
 def style(text: str, color: str, *, err: bool = False) -> str:
     """``text`` in a colour, where the stream is a terminal and ``NO_COLOR`` is not set."""
     stream = sys.stderr if err else sys.stdout
-    plain = "NO_COLOR" in os.environ or not stream.isatty()
+    plain = bool(os.environ.get("NO_COLOR")) or not stream.isatty()
     return text if plain else click.style(text, fg=color)
 
 
@@ -149,8 +149,9 @@ def _active_python_has_cuda_torch() -> bool:
     python = shutil.which("python3") or shutil.which("python")
     if python is None:
         return False
-    root = Path(python).resolve().parents[1]
-    return any(root.glob("lib/python3*/site-packages/torch/lib/libtorch_cuda.so"))
+    # A virtual environment's Python is a link: its packages lie where the link is, not where it points.
+    roots = (Path(python).absolute().parents[1], Path(python).resolve().parents[1])
+    return any(any(root.glob("lib/python3*/site-packages/torch/lib/libtorch_cuda.so")) for root in roots)
 
 
 def finish(report: Report, *, as_json: bool, text: Callable[[Mapping[str, Any]], str] | None = None) -> None:

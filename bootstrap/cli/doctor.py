@@ -47,7 +47,7 @@ def command(
     findings = runner.diagnose(work.profile, work.facts, work.requirements)
     code = runner.exit_code(findings, strict=strict)
     if fix and code in (1, 3) and not dry_run and (yes or _confirmed(work, as_json=as_json)):
-        mend_and_report(work, "doctor", as_json=as_json, failed_code=4, text=render)
+        mend_and_report(work, "doctor", as_json=as_json, failed_code=4, text=render, strict=strict)
     data = work.data(findings)
     if fix and code:
         data["plan"] = work.plan()

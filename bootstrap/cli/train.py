@@ -157,7 +157,12 @@ def _train(stage: str, values: dict[str, Any]) -> None:
     if not values["no_checks"]:
         _refuse(stage, findings, as_json=as_json)
     terminal = Terminal(len(plans))
-    _fetch_dataset(plans, config, work, terminal)
+    try:
+        _fetch_dataset(plans, config, work, terminal)
+    except UcllmError as error:
+        # The failure of the first stage, which would have read it.
+        data, code = _data(stage, (), config), exit_code(plans[0].stage)
+        finish(Report(f"train {stage}", "failed", code, data, error.problems), as_json=as_json, text=render)
     try:
         results = train(plans, environment, terminal, force=values["force"])
     except StageFailed as failure:

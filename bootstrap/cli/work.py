@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from bootstrap import profiles, requirements, runner
+from bootstrap import host, profiles, requirements, runner
 from bootstrap import workspace as workspaces
 from bootstrap.cli.base import Chosen, Report, finish
 from bootstrap.facts import Facts
@@ -71,17 +71,15 @@ def open_work(
 
 @contextlib.contextmanager
 def changing(workspace: Workspace) -> Iterator[None]:
-    """Hold the workspace while it is changed; a second invocation waits, and says for whom."""
+    """Hold the workspace while it is changed; a second invocation waits, and says for whom.
+
+    Long commands hold it too, so that a pip whose ``ucllm`` was killed has ended before the next one begins.
+    """
     try:
         workspace.state.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(workspace.state / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise UcllmError(
-            "workspace.not-writable",
-            _("Cannot write to the workspace {path}.").format(path=workspace.root),
-            str(error.strerror),
-            _("Choose another with `--workspace DIR`."),
-        ) from error
+        raise _not_writable(workspace, error) from error
     try:
         told = False
         while True:
@@ -98,9 +96,20 @@ def changing(workspace: Workspace) -> Iterator[None]:
                 time.sleep(0.2)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
+        with host.kept_open(descriptor):
+            yield
     finally:
         os.close(descriptor)
+
+
+def _not_writable(workspace: Workspace, error: OSError) -> UcllmError:
+    where = f"{error.filename}: " if error.filename else ""
+    return UcllmError(
+        "workspace.not-writable",
+        _("Cannot write to the workspace {path}.").format(path=workspace.root),
+        f"{where}{error.strerror or error}",
+        _("Choose another with `--workspace DIR`."),
+    )
 
 
 class Teller:
@@ -135,31 +144,32 @@ def mend_and_report(
     failed_code: int,
     text: Callable[[Mapping[str, Any]], str],
     before: Callable[[], None] = lambda: None,
+    strict: bool = False,
 ) -> None:
     """Fix what fails, check again, print the report and leave. ``failed_code`` is for a fix that did not help."""
     teller = Teller()
-    with changing(work.workspace):
-        before()
-        # The facts are read again: whoever held the workspace before may have changed it.
-        facts = collect(work.profile, work.workspace)
-        try:
+    try:
+        with changing(work.workspace):
+            before()
             mended = runner.mend(
                 work.profile,
                 work.workspace,
                 work.requirements,
-                facts,
+                # The facts are read again: whoever held the workspace before may have changed it.
+                collect(work.profile, work.workspace),
                 lambda: collect(work.profile, work.workspace),
                 teller,
             )
-        except UcllmError as error:
-            teller.close()
-            facts = collect(work.profile, work.workspace)
-            findings: Sequence[Finding] = runner.diagnose(work.profile, facts, work.requirements)
-            report = Report(command, "failed", failed_code, work.data(findings), error.problems)
-            finish(report, as_json=as_json, text=text)
-            return
+    except (UcllmError, OSError) as failure:
+        error = failure if isinstance(failure, UcllmError) else _not_writable(work.workspace, failure)
         teller.close()
-    code = runner.exit_code(mended.findings)
+        facts = collect(work.profile, work.workspace)
+        findings: Sequence[Finding] = runner.diagnose(work.profile, facts, work.requirements)
+        report = Report(command, "failed", failed_code, work.data(findings), error.problems)
+        finish(report, as_json=as_json, text=text)
+        return
+    teller.close()
+    code = runner.exit_code(mended.findings, strict=strict)
     if mended.still_failing or (code and command == "setup"):
         code = failed_code
     data = {**work.data(mended.findings), "actions": list(mended.actions)}

@@ -9,6 +9,8 @@ from bootstrap import host
 from bootstrap.facts import Dist, EnvFacts
 from pipeline.i18n import _
 
+#: Lies in an environment while it is being made: what has it was interrupted, whatever else it holds.
+UNFINISHED = ".ucllm-unfinished"
 PROBE = Path(__file__).parent / "probe.py"
 TIMEOUT_S = 30.0
 
@@ -18,6 +20,8 @@ def collect(env: Path, *, timeout_s: float = TIMEOUT_S) -> EnvFacts:
     python = env / "bin" / "python"
     if not env.exists() and not env.is_symlink():
         return EnvFacts(str(env), "absent")
+    if (env / UNFINISHED).exists():
+        return EnvFacts(str(env), "broken", error=_("making it was interrupted"))
     try:
         done = host.capture((str(python), "-I", str(PROBE)), timeout_s=timeout_s)
     except (OSError, TimeoutError) as error:
@@ -34,7 +38,7 @@ def collect(env: Path, *, timeout_s: float = TIMEOUT_S) -> EnvFacts:
             python=data["executable"],
             version=data["version"],
             extension_suffix=data["extension_suffix"],
-            has_pip="pip" in dists,
+            has_pip=bool(data["pip"]),
             dists=dists,
             error="" if data["prefix"] != data["base_prefix"] else _("it is not a virtual environment"),
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from pathlib import Path
 
 from bootstrap import host
 from bootstrap.facts import Facts
+from bootstrap.facts.probe import is_whole
 from bootstrap.findings import FAIL, OK, Finding, Remedy
-from bootstrap.profiles import Profile, TorchSource
+from bootstrap.profiles import Profile, TorchSource, normalize
 from bootstrap.requirements import Action, Requirement, Say
 from bootstrap.workspace import Workspace
 from pipeline.errors import UcllmError
@@ -70,12 +72,14 @@ def _pip(python: Path, lock: Path, *more: str) -> tuple[str, ...]:
     """pip, told to install exactly the lock: every hash checked, wheels only, nothing resolved."""
     exact = ("--require-hashes", "--no-deps", "--only-binary", ":all:")
     quiet = ("--no-input", "--disable-pip-version-check", "--progress-bar", "off")
-    return (str(python), "-m", "pip", "install", *exact, *quiet, *more, "-r", str(lock))
+    # -I: a PYTHONPATH of the user's must not make pip believe that something is installed already.
+    return (str(python), "-I", "-m", "pip", "install", *exact, *quiet, *more, "-r", str(lock))
 
 
 def _pip_environment(workspace: Workspace) -> dict[str, str]:
     """Variables for pip: a lock is exact, so a site's constraints must not speak; nothing goes to the user's home."""
     scratch = workspace.state / "cache" / "tmp"
+    shutil.rmtree(scratch, ignore_errors=True)  # gigabytes of a pip that was killed; only one works here at a time
     scratch.mkdir(parents=True, exist_ok=True)
     cache = os.environ.get("PIP_CACHE_DIR") or str(workspace.state / "cache" / "pip")
     # An empty PIP_CONSTRAINT does not override a configuration file; an empty file does.
@@ -93,11 +97,11 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
     log = workspace.state / "logs" / "env.packages.txt"
     actions = []
     missing, different, broken = compare(profile, facts)
-    if broken or any(not dist.whole for dist in facts.env.dists.values()):
+    if broken:
 
         def aside(_say: Say) -> None:
-            for folder in sorted((workspace.env / "lib").glob("python*/site-packages/*.dist-info")):
-                if not (folder / "RECORD").exists():
+            for folder in workspace.env.glob("lib/python*/site-packages/*.dist-info"):
+                if normalize(folder.name.split("-")[0]) in broken and not is_whole(str(folder)):
                     host.move_aside(folder, workspace.backups)
 
         text = _("Set half-installed packages aside: {names}").format(names=_shorten(broken))
@@ -119,6 +123,9 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
         argv = _pip(python, profile.folder / name)
 
         def install(_say: Say, argv: tuple[str, ...] = argv) -> None:
+            # What a killed pip had renamed to `~name` before it installed another version.
+            for leftover in workspace.env.glob("lib/python*/site-packages/~*"):
+                host.move_aside(leftover, workspace.backups)
             host.run_logged(argv, log=log, env=_pip_environment(workspace))
 
         megabytes = profile.sizes.get(name)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bootstrap import host
 from bootstrap.facts import Facts, Interpreter
+from bootstrap.facts.environment import UNFINISHED
 from bootstrap.findings import FAIL, OK, Finding, Remedy
 from bootstrap.profiles import Profile
 from bootstrap.requirements import Action, Requirement, Say
@@ -43,6 +44,8 @@ def _failing(profile: Profile, facts: Facts, summary: str, evidence: tuple[str, 
         return Finding(REQUIREMENT.id, FAIL, summary, evidence, Remedy(text))
     commands = (shlex.join(_venv(base, Path(facts.env.path))),)
     text = _("Make it with Python {version}.").format(version=base.version)
+    if _lacks_only_pip(profile, facts):
+        text, commands = _("Put pip into it."), (shlex.join(_ensurepip(Path(facts.env.path))),)
     return Finding(REQUIREMENT.id, FAIL, summary, evidence, Remedy(text, commands, automatic=True))
 
 
@@ -54,12 +57,23 @@ def base_interpreter(profile: Profile, facts: Facts) -> Interpreter | None:
     return None
 
 
+def _lacks_only_pip(profile: Profile, facts: Facts) -> bool:
+    short = ".".join(facts.env.version.split(".")[:2])
+    return facts.env.state == "ready" and short in profile.pythons and not facts.env.has_pip
+
+
+def _ensurepip(env: Path) -> tuple[str, ...]:
+    return (str(env / "bin" / "python"), "-I", "-m", "ensurepip", "--upgrade", "--default-pip")
+
+
 def _venv(base: Interpreter, env: Path) -> tuple[str, ...]:
-    return (base.path, "-m", "venv", str(env))
+    return (base.path, "-I", "-m", "venv", str(env))
 
 
 def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
-    """Move a broken environment aside, then make a new one."""
+    """Move a broken environment aside, then make a new one. One that lacks only pip keeps what it has."""
+    if _lacks_only_pip(profile, facts):
+        return _plan_pip(workspace)
     base = base_interpreter(profile, facts)
     if base is None:
         return []
@@ -76,8 +90,13 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
     argv = _venv(base, env)
 
     def make(_say: Say) -> None:
+        # Killed at the wrong moment, venv leaves an environment that works but has no `activate`.
+        env.mkdir(parents=True)
+        unfinished = env / UNFINISHED
+        unfinished.touch()
         try:
             host.run_logged(argv, log=workspace.state / "logs" / "env.python.txt")
+            unfinished.unlink()
         except UcllmError as error:
             hint = _("On Debian and Ubuntu, `apt install python3-venv` provides what is missing.")
             problem = error.problems[0]
@@ -86,6 +105,18 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
     text = _("Make the environment with Python {version}").format(version=base.version)
     actions.append(Action(text, (shlex.join(argv),), make))
     return actions
+
+
+def _plan_pip(workspace: Workspace) -> list[Action]:
+    argv = _ensurepip(workspace.env)
+
+    def put(_say: Say) -> None:
+        # Where its metadata is left, pip believes that it is installed.
+        for folder in workspace.env.glob("lib/python*/site-packages/pip-*.dist-info"):
+            host.move_aside(folder, workspace.backups)
+        host.run_logged(argv, log=workspace.state / "logs" / "env.python.txt")
+
+    return [Action(_("Put pip into the environment"), (shlex.join(argv),), put)]
 
 
 REQUIREMENT = Requirement("env.python", N_("Python environment"), "0-2", check, plan)

@@ -49,9 +49,6 @@ def finetune(job: Job, conversations: Sequence[Conversation], report: Reporter) 
     number.
     """
     use_one_gpu()
-    import trl
-    from transformers import set_seed
-
     settings = job.config["finetune"]
     base = _base(job, report)
     length = sequence_length(settings["max_seq_length"], base)
@@ -59,10 +56,14 @@ def finetune(job: Job, conversations: Sequence[Conversation], report: Reporter) 
     precision, reason = choose_precision("auto")
     report.note(reason)
 
+    import trl
+    from transformers import set_seed
+
     set_seed(settings["seed"])
     describe_ids(base.model, base.tokenizer)
     arguments = _arguments(job, settings, precision, len(data.train))
-    watch = _watcher(report, arguments.max_steps, job.home / "tensorboard")
+    epoch = steps_per_epoch(settings, len(data.train))
+    watch = _watcher(report, arguments.max_steps, epoch, job.home / "tensorboard")
     trainer = trl.SFTTrainer(
         model=base.model,
         args=arguments,
@@ -167,18 +168,21 @@ def _dataset(examples: Sequence[Example]) -> Any:
     return Dataset.from_dict({key: [getattr(each, key) for each in examples] for key in ("input_ids", "labels")})
 
 
+def steps_per_epoch(settings: dict[str, Any], examples: int) -> int:
+    """Optimizer steps that see every example once, the last ones with what remains."""
+    return math.ceil(math.ceil(examples / settings["micro_batch_size"]) / settings["gradient_accumulation_steps"])
+
+
 def _arguments(job: Job, settings: dict[str, Any], precision: str, examples: int) -> Any:
     import torch
     import trl
 
-    accumulation = settings["gradient_accumulation_steps"]
-    steps_per_epoch = math.ceil(math.ceil(examples / settings["micro_batch_size"]) / accumulation)
-    steps = max(1, math.ceil(steps_per_epoch * settings["epochs"]))
+    steps = max(1, math.ceil(steps_per_epoch(settings, examples) * settings["epochs"]))
     return trl.SFTConfig(
         output_dir=str(job.checkpoints),
         max_steps=steps,
         per_device_train_batch_size=settings["micro_batch_size"],
-        gradient_accumulation_steps=accumulation,
+        gradient_accumulation_steps=settings["gradient_accumulation_steps"],
         # trl's own default saves memory for time.
         gradient_checkpointing=False,
         learning_rate=settings["learning_rate"],
@@ -202,10 +206,11 @@ def _arguments(job: Job, settings: dict[str, Any], precision: str, examples: int
     )
 
 
-def _watcher(report: Reporter, total: int, tensorboard: Path) -> Any:
+def _watcher(report: Reporter, total: int, epoch: int, tensorboard: Path) -> Any:
     """A ``TrainerCallback`` for progress, TensorBoard, the held-out loss of each epoch, and a loss that is no number.
 
-    Set ``held_out_loss`` before training; ``steps`` and ``seconds`` are those that this process trained.
+    ``epoch`` is its length in steps. Set ``held_out_loss`` before training; ``steps`` and ``seconds`` are those that
+    this process trained.
     """
     from transformers import TrainerCallback
 
@@ -227,6 +232,9 @@ def _watcher(report: Reporter, total: int, tensorboard: Path) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
             now = time.perf_counter()
             self.steps, self.seconds, self.since = self.steps + 1, self.seconds + now - self.since, now
+            # Before the step is saved, so that a run that is continued from it knows it.
+            if state.global_step % epoch == 0 and state.global_step < total:
+                self._measure(state)
             # A logged loss is the mean since the last one: a continued run must not begin inside such a stretch.
             control.should_log = control.should_log or control.should_save
             report.progress(state.global_step, total, "steps", **self.latest)
@@ -242,8 +250,8 @@ def _watcher(report: Reporter, total: int, tensorboard: Path) -> Any:
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
             self.since = time.perf_counter()
 
-        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            loss = self.held_out_loss() if state.global_step < total else None
+        def _measure(self, state: Any) -> None:
+            loss = self.held_out_loss()
             if loss is not None:
                 state.log_history.append({"step": state.global_step, "answer_loss": loss})
                 self._write(state.log_history[-1])

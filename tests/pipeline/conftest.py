@@ -52,7 +52,7 @@ def run_stage(environment: Environment, tmp_path: Path) -> RunStage:
         stage: str,
         settings: list[str] | None = None,
         *,
-        recipe: str = "botchan-tiny",
+        recipe: str = "",
         config: Config | None = None,
         observer: Quiet | None = None,
         force: bool = False,

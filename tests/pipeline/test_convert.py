@@ -108,7 +108,7 @@ def test_a_converted_model_is_the_same_model(run_stage: RunStage, env_python: Pa
 
 
 def test_the_recipes_own_model_is_found(run_stage: RunStage, tiny: Path, tmp_path: Path) -> None:
-    root = tmp_path / "output" / "botchan-tiny"
+    root = tmp_path / "output" / "custom"
     shutil.copytree(tiny / "model", root / "pretrain" / "model")
     (root / "tokenizer").mkdir()
     shutil.copy(tiny / "tokenizer.model", root / "tokenizer")
@@ -130,11 +130,11 @@ def test_a_trainer_checkpoint_is_a_checkpoint(run_stage: RunStage, tiny: Path, t
 
 
 def test_a_plan_needs_nothing_to_exist(tmp_path: Path) -> None:
-    config = resolve("botchan-tiny")
+    config = resolve("")
     made = plan("convert", config, Sources(root=tmp_path / "none"))
     assert made.inputs["checkpoint"] == tmp_path / "none" / "pretrain" / "model"
     assert not (tmp_path / "none").exists()
-    other = resolve("botchan-tiny", ["pretrain.log_interval=3", "upload.prompt=x"])
+    other = resolve("", ["pretrain.log_interval=3", "upload.prompt=x"])
     assert plan("convert", other, Sources(root=tmp_path / "none")) == made
     with pytest.raises(UcllmError, match="tokenizer"):
         plan("convert", config, Sources(root=tmp_path, inputs=("checkpoint",)))

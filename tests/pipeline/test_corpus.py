@@ -85,7 +85,7 @@ def test_text_and_jsonl_of_the_published_corpus_agree(
     run_stage: RunStage, shared: Path, oracle_model: Path, tmp_path: Path
 ) -> None:
     run_stage("corpus", dataset=botchan(), tokenizer=oracle_model)
-    documents = read(tmp_path / "output" / "botchan-tiny" / "corpus" / "corpus")
+    documents = read(tmp_path / "output" / "custom" / "corpus" / "corpus")
     source = shared / "oracle" / "corpus" / "botchan.jsonl"
     run_stage("corpus", inputs=(str(source),), tokenizer=oracle_model, output=tmp_path / "json")
     assert len(documents) == 215
@@ -212,7 +212,7 @@ def test_verify_sees_another_corpus(run_stage: RunStage, model: Path, tmp_path: 
 
 def test_the_plan_reads_nothing_and_keeps_out_what_does_not_matter(tmp_path: Path) -> None:
     sources = Sources(tmp_path, dataset=tmp_path / "missing.txt")
-    plan = corpus.plan("corpus", resolve("botchan-tiny", []), sources)
+    plan = corpus.plan("corpus", resolve("", []), sources)
     assert plan.inputs == {
         "input 1": tmp_path / "missing.txt",
         "tokenizer": tmp_path / "tokenizer" / "tokenizer.model",
@@ -221,9 +221,9 @@ def test_the_plan_reads_nothing_and_keeps_out_what_does_not_matter(tmp_path: Pat
         "corpus_text_document.bin",
         "corpus_text_document.idx",
     ]
-    other = resolve("botchan-tiny", ["corpus.on_bad_line=skip", "corpus.json_key=x", "pretrain.steps=20"])
+    other = resolve("", ["corpus.on_bad_line=skip", "corpus.json_key=x", "pretrain.steps=20"])
     assert corpus.plan("corpus", other, sources) == plan
-    lines = resolve("botchan-tiny", ["corpus.lines_per_document=3"])
+    lines = resolve("", ["corpus.lines_per_document=3"])
     assert runs.changed_settings(plan.config, corpus.plan("corpus", lines, sources).config) == [
         "corpus.lines_per_document 20 → 3"
     ]

@@ -21,11 +21,11 @@ with warnings.catch_warnings():
     tokenizers = pytest.importorskip("tokenizers", reason="the converter runs in the environment")
     transformers = pytest.importorskip("transformers", reason="the converter runs in the environment")
 
-from pipeline.errors import UcllmError  # noqa: E402  after the check for the libraries
-from pipeline.hf_charsmap import charsmap_steps, decode_rules, run_steps, without_rules  # noqa: E402
-from pipeline.hf_tokenizer import read_model, special_tokens, write_hf_tokenizer  # noqa: E402
-from pipeline.tokenizer_parity import Mismatch, is_tie, parity  # noqa: E402
-from pipeline.tokenizer_samples import HARD_TEXTS, KINDS, sample_texts  # noqa: E402
+from pipeline.errors import UcllmError
+from pipeline.hf_charsmap import build_normalizer, charsmap_steps, decode_rules, without_rules
+from pipeline.hf_tokenizer import read_model, special_tokens, write_hf_tokenizer
+from pipeline.tokenizer_parity import Mismatch, is_tie, parity
+from pipeline.tokenizer_samples import HARD_TEXTS, KINDS, sample_texts
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -52,9 +52,10 @@ KINDS_OF_MODEL: dict[str, dict[str, Any]] = {
     },
     "control symbols": {"byte_fallback": True, "control_symbols": ["<EOD>", "[X]"], "pad_id": 3},
 }
-WORDS = (
+WORDS = (  # noqa: SIM905  a text
     "once upon a time there was boy who hurried to the town and ate forty dumplings in hot spring water while "
-    "teacher said nothing about it; 吾輩は猫である 名前はまだ無い どこで生れたか頓と見当がつかぬ Élan café naïve 한국어 ---- .. 2024 ab abc"
+    "teacher said nothing about it; "
+    "吾輩は猫である 名前はまだ無い どこで生れたか頓と見当がつかぬ Élan café naïve 한국어 ---- .. 2024 ab abc"
 ).split()
 
 
@@ -91,7 +92,7 @@ def firm(found: list[Mismatch]) -> list[Mismatch]:
 def test_ids_and_text_are_sentencepieces(trained: dict[str, Path], kind: str, tmp_path: Path) -> None:
     model = trained[kind]
     write_hf_tokenizer(model, tmp_path, model_max_length=128)
-    texts = [*HARD_TEXTS, *sample_texts(1000, 1, model=read_model(model))]
+    texts = [*HARD_TEXTS, *sample_texts(300, 1, model=read_model(model))]
     found = parity(model, tmp_path, texts)
     assert firm(found) == []
     # Ties are for runs of one character; many of them would mean something else.
@@ -121,8 +122,8 @@ def test_any_text(published: tuple[Path, Path], text: str) -> None:
 
 def test_normalisation_is_sentencepieces(trained: dict[str, Path]) -> None:
     model = read_model(trained["published"])
-    steps = charsmap_steps(model.charsmap, ["\n"])
-    rules = decode_rules(model.charsmap)
+    normalizer = build_normalizer(charsmap_steps(model.charsmap, ["\n"]))
+    rules = dict(decode_rules(model.charsmap))
     rules.pop("\n")
     longest = max(map(len, rules))
 
@@ -137,7 +138,7 @@ def test_normalisation_is_sentencepieces(trained: dict[str, Path]) -> None:
 
     for kind in KINDS:
         for text in sample_texts(1000, 5, model=model, kind=kind):
-            assert run_steps(steps, text) == read(text), ascii(text)
+            assert normalizer.normalize_str(text) == read(text), ascii(text)
 
 
 def test_rules_can_be_switched_off(trained: dict[str, Path]) -> None:
@@ -206,7 +207,7 @@ def test_the_published_tokenizer(shared: Path, tmp_path: Path) -> None:
     if not model.exists():
         pytest.skip(f"{model} is not there")
     write_hf_tokenizer(model, tmp_path, model_max_length=2048)
-    count = int(os.environ.get("UCLLM_TEST_SAMPLES", "300"))
+    count = int(os.environ.get("UCLLM_TEST_SAMPLES", "200"))
     read = read_model(model)
     for kind in KINDS:
         assert firm(parity(model, tmp_path, sample_texts(count, 0, model=read, kind=kind))) == []

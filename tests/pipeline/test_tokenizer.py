@@ -65,7 +65,7 @@ def test_metrics_files_and_special_ids(run_stage: RunStage, story_file: Path, tm
     assert result.state == "ran"
     assert result.metrics == {"vocab_size": 320, "lines": 120, "long_lines": 0, "bad_lines": 0}
     assert observer.notes == ["Learning 320 pieces from 120 lines with 2 threads (their number decides the result)."]
-    home = tmp_path / "output" / "botchan-tiny" / "tokenizer"
+    home = tmp_path / "output" / "custom" / "tokenizer"
     listed = pieces(outputs(home)[1])
     assert listed[:9] == ["<unk>", "<s>", "</s>", "<pad>", "<CLS>", "<SEP>", "<EOD>", "<MASK>", "\\n"]
     assert listed[9:265] == [f"<0x{byte:02X}>" for byte in range(256)]
@@ -168,7 +168,7 @@ def test_an_empty_text(run_stage: RunStage, tmp_path: Path, content: bytes) -> N
     with pytest.raises(StageFailed) as failure:
         run_stage("tokenizer", SMALL, dataset=source)
     assert [problem.code for problem in failure.value.error.problems] == ["data.empty"]
-    assert not (tmp_path / "output" / "botchan-tiny" / "tokenizer" / "tokenizer.model").exists()
+    assert not (tmp_path / "output" / "custom" / "tokenizer" / "tokenizer.model").exists()
 
 
 def test_everything_wrong_with_the_texts_is_told_at_once(run_stage: RunStage, story_file: Path, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_verify_names_what_is_wrong(
     run_stage: RunStage, story_file: Path, tmp_path: Path, env_python: Path, shared: Path
 ) -> None:
     run_stage("tokenizer", SMALL, dataset=story_file)
-    home = tmp_path / "output" / "botchan-tiny" / "tokenizer"
+    home = tmp_path / "output" / "custom" / "tokenizer"
     program = """
 import json, sys
 from pathlib import Path
@@ -222,7 +222,7 @@ print(json.dumps(tokenizer.verify(Job.load(Path(sys.argv[1])))))
 
 def test_the_published_vocabulary(run_stage: RunStage, shared: Path, tmp_path: Path, env_python: Path) -> None:
     run_stage("tokenizer", dataset=botchan())
-    _model, ours = outputs(tmp_path / "output" / "botchan-tiny" / "tokenizer")
+    _model, ours = outputs(tmp_path / "output" / "custom" / "tokenizer")
     published = (shared / "oracle" / "tokenizer" / "botchan.vocab").read_bytes().decode("utf-8")
     ask = "import sentencepiece; print(sentencepiece.__version__)"
     version = subprocess.run([str(env_python), "-c", ask], capture_output=True, text=True, check=True).stdout.split(".")
@@ -235,12 +235,12 @@ def test_the_published_vocabulary(run_stage: RunStage, shared: Path, tmp_path: P
 
 
 def test_the_plan_reads_nothing_and_keeps_out_what_does_not_matter(tmp_path: Path) -> None:
-    config = resolve("botchan-tiny", [])
+    config = resolve("", [])
     plan = tokenizer.plan("tokenizer", config, Sources(tmp_path, dataset=tmp_path / "missing.txt"))
     assert plan.inputs == {"input 1": tmp_path / "missing.txt"}
     assert plan.outputs == {
         "model": tmp_path / "tokenizer" / "tokenizer.model",
         "vocab": tmp_path / "tokenizer" / "tokenizer.vocab",
     }
-    other = resolve("botchan-tiny", ["corpus.lines_per_document=3", "corpus.json_key=x", "pretrain.steps=20"])
+    other = resolve("", ["corpus.lines_per_document=3", "corpus.json_key=x", "pretrain.steps=20"])
     assert tokenizer.plan("tokenizer", other, Sources(tmp_path, dataset=tmp_path / "missing.txt")) == plan

@@ -46,7 +46,7 @@ def converted(env_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         tiny = shared_folder(env_python, tmp_path_factory)
         state = tmp_path_factory.mktemp("state")
         sources = Sources(state, inputs=(str(tiny / "model"),), tokenizer=tiny / "tokenizer.model", output=folder)
-        train([plan_convert("convert", resolve("botchan-tiny"), sources)], Environment(env_python, state, "t"), Quiet())
+        train([plan_convert("convert", resolve(""), sources)], Environment(env_python, state, "t"), Quiet())
     return folder
 
 
@@ -152,7 +152,7 @@ def record(home: Path, stage: str, inputs: dict[str, Path], outputs: dict[str, P
 @pytest.fixture
 def recipe_root(converted: Path, tmp_path: Path) -> Path:
     """The run directories of a recipe up to the fine-tuning, with manifests that name each other."""
-    root = tmp_path / "output" / "botchan-tiny"
+    root = tmp_path / "output" / "custom"
     text = tmp_path / "botchan.txt"
     text.write_text("Because of an hereditary recklessness", encoding="utf-8")
     tokenizer = root / "tokenizer" / "tokenizer.model"
@@ -174,7 +174,7 @@ def test_the_recipes_card_tells_where_the_model_is_from(
     run_stage: RunStage, recipe_root: Path, tmp_path: Path, home: Path
 ) -> None:
     del home
-    result = run_stage("upload-finetuned", ["upload.prompt=who", "upload.pretrained_repo=someone/base"])
+    result = run_stage("upload-finetuned", ["data.dataset=botchan", "upload.prompt=who", "upload.pretrained_repo=someone/base"])
     assert Path(result.run_dir) == recipe_root / "upload-finetuned"
     folder = folder_of(result)
     assert {path.name for path in folder.iterdir()} == COMPLETE | {"chat_template.jinja", "training_manifest.json"}
@@ -201,10 +201,10 @@ def test_the_recipes_card_tells_where_the_model_is_from(
         if path.suffix != ".safetensors":
             assert str(tmp_path).encode() not in path.read_bytes(), path.name
             assert b"someone/data" not in path.read_bytes(), path.name
-    assert result.metrics["publish_command"].startswith("ucllm train upload-finetuned --recipe botchan-tiny --repo")
+    assert result.metrics["publish_command"].startswith("ucllm train upload-finetuned --recipe custom --repo")
 
     record(recipe_root / "finetune", "finetune", {}, {"model": recipe_root / "finetune" / "model"}, tokens_per_second=9)
-    again = run_stage("upload-finetuned", ["upload.prompt=who", "upload.pretrained_repo=someone/base"])
+    again = run_stage("upload-finetuned", ["data.dataset=botchan", "upload.prompt=who", "upload.pretrained_repo=someone/base"])
     assert again.state == "up-to-date", "other timings of an earlier stage change no model"
 
 
@@ -254,7 +254,7 @@ def test_a_push_puts_the_folder_on_the_hub(run_stage: RunStage, model: Path, hub
 
 def test_adding_a_repository_runs_the_stage_again(tmp_path: Path) -> None:
     def planned(*settings: str, publish: bool = False) -> runs.StagePlan:
-        config = resolve("botchan-tiny", list(settings))
+        config = resolve("", list(settings))
         return plan("upload-pretrained", config, Sources(root=tmp_path / "none", publish=publish))
 
     bare = planned()

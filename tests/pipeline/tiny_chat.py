@@ -43,7 +43,7 @@ def show(tokenizer: Any, conversation: list[tuple[str, str]], chat: Any) -> dict
         "prompts": prompts,
         "answers": [tokenizer.decode([i for i in e.labels if i != chat.IGNORED]) for e in examples],
         "examples": [[e.input_ids, e.labels, e.was_cut, e.learned] for e in examples],
-        "eos": tokenizer.eos_token_id,
+        "eos": tokenizer.eos_token,
     }
 
 
