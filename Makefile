@@ -22,11 +22,19 @@ lint: setup .dev/.installed
 	.dev/bin/ruff format --check .
 	.dev/bin/mypy
 
-# Texts a user sees: collect them, keep the translations, compile. Fails where a translation is missing.
+# Texts a user sees: collect them, keep the translations, compile. Fails where a translation is missing, and names it.
+PO = pipeline/locale/ja/LC_MESSAGES/ucllm.po
+
 catalogue: .dev/.installed
-	.dev/bin/pybabel -q extract -k N_ --no-location --sort-output --omit-header -o .cache/ucllm.pot bootstrap pipeline
-	.dev/bin/pybabel -q update --no-wrap --omit-header -N -D ucllm -l ja -i .cache/ucllm.pot -d pipeline/locale
-	.dev/bin/pybabel -q compile --statistics -D ucllm -d pipeline/locale
+	mkdir -p .cache
+	.dev/bin/pybabel -q extract --no-location --sort-output --omit-header -o .cache/ucllm.pot bootstrap pipeline
+	.dev/bin/pybabel -q update --no-wrap --no-fuzzy-matching --ignore-obsolete --ignore-pot-creation-date \
+	  -D ucllm -l ja -i .cache/ucllm.pot -d pipeline/locale
+	.dev/bin/python -c "import sys; from babel.messages.pofile import read_po; \
+	  catalogue = read_po(open('$(PO)', 'rb'), 'ja'); \
+	  missing = [m for m in catalogue if m.fuzzy or not all(m.string if m.pluralizable else [m.string])]; \
+	  sys.exit('\n'.join(['Not translated in $(PO):', *(repr(m.id) for m in missing)]) if missing else 0)"
+	.dev/bin/pybabel -q compile -D ucllm -l ja -d pipeline/locale
 
 .tool/.installed: pyproject.toml locks/tool.lock
 	$(PYTHON) -m venv .tool

@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import tarfile
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
@@ -100,6 +101,8 @@ def _url_of(entry: dict[str, str], workspace: Workspace) -> str:
             kind, base = answer.headers.get_content_type(), str(answer.geturl())
             links = _links(answer.read().decode("utf-8", "replace"), json_page=kind.endswith("json"))
     except (OSError, ValueError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise UcllmError(
             "fetch.failed",
             _("Cannot reach the package index for {name}.").format(name=entry["sdist_file"]),

@@ -223,7 +223,7 @@ def _download(url: str, part: Path, progress: Callable[[int, int], None]) -> tup
             with part.open("r+b") as stream:
                 stream.truncate(done)
                 stream.seek(done)
-                while block := answer.read(1 << 18):
+                while block := answer.read1(1 << 18):
                     _write(stream, block, part)
                     done += len(block)
                     progress(done, total)
@@ -231,6 +231,7 @@ def _download(url: str, part: Path, progress: Callable[[int, int], None]) -> tup
                 return _("The connection ended early."), False
             return "", True
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == 416:  # the part is longer than the file, or not of this file
             os.truncate(part, 0)
             return f"HTTP {error.code}", False

@@ -12,8 +12,11 @@ Stock components only (no code travels with the model). Where they differ from S
   no choice (all readings of a text have the same length) and lets those pieces sit where they cannot win.
 
 What stays: SentencePiece adds scores in single precision over the whole text, ``tokenizers`` in double. Where two
-readings score the same to within that rounding, SentencePiece's choice depends on the text before it (and on its
-version), and another reading of equal score may be taken here. :func:`pipeline.tokenizer_parity.parity` counts these.
+readings score the same to within that rounding (`-----` as `-- -- -` or `- -- --`), SentencePiece's choice depends on
+the text before it and on its version, and another reading of equal score may be taken here.
+:func:`pipeline.tokenizer_parity.parity` marks these. Two more limits: transformers 4.37 ignores
+``split_special_tokens``, so there only texts without a special symbol are exact; and *control* symbols are never read
+from text, as in SentencePiece, so that a chat template cannot spell them (user-defined ones it can).
 """
 
 from __future__ import annotations

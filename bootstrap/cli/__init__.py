@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gettext
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ import click
 from bootstrap import __version__
 from bootstrap.cli.base import LazyGroup, Report, emit
 from pipeline.errors import Problem, UcllmError, did_you_mean
-from pipeline.i18n import N_, _
+from pipeline.i18n import DOMAIN, LOCALE_DIR, N_, _, language
 
 #: Name, module, and the line `ucllm --help` shows without loading the module.
 COMMANDS = {
@@ -29,7 +30,7 @@ COMMANDS = {
     help=_("Environment bootstrapper and doctor for LLM training, and the pipeline that trains once it is right."),
     epilog=_("Start with `ucllm setup`, then `ucllm train all`."),
 )
-@click.version_option(__version__, prog_name="ucllm")
+@click.version_option(__version__, prog_name="ucllm", help=_("Show the version and exit."))
 def ucllm() -> None:
     """The root command; its help is above, translated."""
 
@@ -37,6 +38,7 @@ def ucllm() -> None:
 def main() -> NoReturn:
     """Run the command line and exit as DESIGN section 5 says: 0 fine, 2 usage, 130 interrupted, …"""
     signal.signal(signal.SIGTERM, _interrupt)
+    _translate_click()
     try:
         # Without standalone mode click returns the code of `ctx.exit()` instead of exiting.
         result = ucllm.main(prog_name="ucllm", standalone_mode=False)
@@ -68,6 +70,14 @@ def main() -> NoReturn:
         what = _("ucllm itself failed: {error}").format(error=f"{type(error).__name__}: {error}")
         code = _report("error", 70, [Problem("internal", what, hint=hint)])
     sys.exit(code)
+
+
+def _translate_click() -> None:
+    """Let click find its own texts (see :mod:`bootstrap.cli.click_texts`) in our catalogue, in our language."""
+    gettext.bindtextdomain(DOMAIN, LOCALE_DIR)
+    gettext.textdomain(DOMAIN)
+    # The standard library asks this variable first; UCLLM_LANG is ours alone.
+    os.environ["LANGUAGE"] = language()
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Break a real environment → the right finding → `doctor --fix --yes` → healthy; and what doctor promises to scripts."""
+"""Break a real environment → the right finding → `doctor --fix --yes` → healthy; what doctor promises to scripts."""
 
 from __future__ import annotations
 

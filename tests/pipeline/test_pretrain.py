@@ -285,9 +285,7 @@ def test_fp16_without_a_gpu_is_refused(corpus: tuple[Path, Path], environment: E
     assert failure.value.error.problems[0].code == "pretrain.precision"
 
 
-def test_estimate_counts_the_parameters_that_training_counts(
-    undisturbed: tuple[StageResult, Quiet], tmp_path: Path
-) -> None:
+def test_estimate_counts_as_training_does(undisturbed: tuple[StageResult, Quiet], tmp_path: Path) -> None:
     config = configuration(tmp_path)
     config.tokenizer.vocab_size = 330
     guess = estimate(config)

@@ -58,9 +58,10 @@ def main(folder: Path, model_file: Path) -> None:
         n_embd=32,
         n_layer=1,
         n_head=2,
+        # Not the tokenizer's: 1, 6 and 3.
         bos_token_id=0,
-        eos_token_id=6,
-        pad_token_id=3,
+        eos_token_id=5,
+        pad_token_id=4,
     )
     model = transformers.GPT2LMHeadModel(shape)
     for name in ("base", "gpt2"):

