@@ -203,7 +203,8 @@ def resolve(recipe: str, settings: Sequence[str] = (), overrides: Mapping[str, A
     :class:`UcllmError` with every problem found.
     """
     problems: list[Problem] = []
-    path, document = Path("custom.toml"), {}
+    path = Path("custom.toml")
+    document: dict[str, Any] = {}
     try:
         path = _recipe_path(recipe) if recipe else path
         document = load_toml(path) if recipe else document

@@ -19,7 +19,6 @@ TEXTS = (
     # Words on the command line that click refuses.
     N_("No such option {name!r}."),
     N_("Option {name!r} does not take a value."),
-    N_("No such command {name!r}."),
     N_("Missing command."),
     N_("Invalid value for {param_hint}: {message}"),
     N_("{value!r} is not a valid {number_type}."),

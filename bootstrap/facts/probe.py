@@ -43,8 +43,9 @@ def main() -> None:
             name = version = ""
         if not name and folder is not None:
             # A distribution whose METADATA is gone still has its name in the folder's.
-            name = str(folder.name).split("-")[0].lstrip("~")
-        if not name or name.startswith("~"):
+            name = str(folder.name).split("-")[0]
+        # `~name` is what pip renames a distribution to while it replaces it.
+        if not name or (folder is not None and folder.name.startswith("~")):
             continue
         key = re.sub(r"[-_.]+", "-", name).lower()
         whole = bool(version) and (folder is None or is_whole(str(folder)))

@@ -138,6 +138,8 @@ def content(folder: Path, *, skip: tuple[str, ...] = ("__pycache__",)) -> dict[s
             found[name] = f"-> {path.readlink()}"
         elif path.is_file():
             body = path.read_bytes().replace(str(folder).encode(), b"@")
+            # venv calls pip by its Python's full name, we by its short one: two links to the same.
+            body = re.sub(rb"^#!@/bin/python[0-9.]*", b"#!@/bin/python", body)
             if path.name == "RECORD":
                 body = re.sub(rb"(\.\./bin/[^,]*),.*", rb"\1", body)
             found[name] = hashlib.sha256(body).hexdigest()
@@ -164,10 +166,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny-template"
     with _one_worker_at_a_time(base.parent / "tiny-template.lock"):
         if not root.exists():
-            making = root.with_name("tiny-template.making")
-            making.mkdir()
-            write_tiny(making)
-            making.rename(root)
+            root.mkdir()
+            write_tiny(root)
             outcome = Tiny(root).setup()
             assert outcome.code == 0, outcome.out + outcome.err
             shutil.rmtree(root / "ws" / ".ucllm" / "cache")
@@ -185,4 +185,9 @@ def empty(tmp_path: Path) -> Tiny:
 def healthy(empty: Tiny, template: Path) -> Tiny:
     """A workspace in which everything is as profile `tiny` says."""
     shutil.copytree(template / "ws", empty.workspace, symlinks=True)
+    # A venv says where it is in its commands: make the copy what setup would have made here.
+    there, here = str(template / "ws").encode(), str(empty.workspace).encode()
+    for path in (*(empty.env / "bin").iterdir(), empty.env / "pyvenv.cfg"):
+        if not path.is_symlink():
+            path.write_bytes(path.read_bytes().replace(there, here))
     return empty

@@ -18,6 +18,8 @@ from tests.bootstrap.server import Faulty, serving
 
 TEXT = b"The text of a book.\n"
 FILE = "thing-1.0.tar.gz"
+#: What the fixture put into the catalogue.
+CATALOGUE: dict[str, dict[str, object]] = {}
 
 
 def _sdist(member: str = "thing-1.0/book.txt") -> bytes:
@@ -52,6 +54,7 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(host, "RETRY_WAITS_S", ())
     monkeypatch.setattr(datasets, "datasets", lambda: {"book": entry})
+    monkeypatch.setitem(CATALOGUE, "book", entry)
     with serving(Faulty({f"/files/{FILE}": body})) as server:
         _html(server)
         monkeypatch.setattr(datasets, "_index", lambda _workspace: f"{server.url}/simple")
@@ -118,7 +121,7 @@ def test_the_wrong_archive(index: Faulty, workspace: Workspace) -> None:
 def test_the_wrong_member(index: Faulty, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     body = _sdist("thing-1.0/other.txt")
     index.files[f"/files/{FILE}"] = body
-    entry = {**datasets.datasets()["book"], "sdist_sha256": hashlib.sha256(body).hexdigest()}
+    entry = {**CATALOGUE["book"], "sdist_sha256": hashlib.sha256(body).hexdigest()}
     monkeypatch.setattr(datasets, "datasets", lambda: {"book": entry})
     assert _refused(workspace).problems[0].code == "fetch.wrong-hash"
     assert not (workspace.root / "data").exists()

@@ -72,8 +72,8 @@ def _missing(tiny: Tiny) -> None:
 
 def _another_version(tiny: Tiny) -> None:
     wheel = next((tiny.root / "wheels").glob("alpha-1.1-*"))
-    pip = [tiny.env / "bin" / "python", "-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check"]
-    subprocess.run([*pip, wheel], check=True, env={**os.environ, "PIP_NO_INDEX": "1"})
+    pip = [str(tiny.env / "bin" / "python"), "-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check"]
+    subprocess.run([*pip, str(wheel)], check=True, env={**os.environ, "PIP_NO_INDEX": "1"})
     assert list(tiny.site.glob("alpha-1.1.dist-info"))
 
 

@@ -87,7 +87,11 @@ def test_killed_at_another_moment_while_it_makes_the_environment(
     _converges(empty, content(template / "ws" / ".venv"), moment, reached, group=True)
 
 
-@pytest.mark.parametrize(("number", "moment", "reached"), [(number, *item) for number, item in enumerate(LATE)])
+@pytest.mark.parametrize(
+    ("number", "moment", "reached"),
+    [(number, *item) for number, item in enumerate(LATE)],
+    ids=[item[0] for item in LATE],
+)
 def test_killed_while_pip_works(healthy: Tiny, number: int, moment: str, reached: Callable[[Tiny], bool]) -> None:
     expected = content(healthy.env)
     for pattern in ("alpha*", "beta*", "torch*"):

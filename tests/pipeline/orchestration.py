@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from pipeline import stages, train
+from pipeline import train
+from pipeline.config import Config
 from pipeline.runs import StagePlan
 from pipeline.stages import Sources
 from pipeline.train import Environment, StageFailed, StageResult
@@ -43,7 +43,7 @@ class Bench:
         return self.root / "in.txt"
 
     def plan(self, how: str = "", output: Path | None = None, **settings: object) -> StagePlan:
-        made = stand_in.plan("tokenizer", stages.cast("None", None), Sources(self.root, output=output))
+        made = stand_in.plan("tokenizer", Config(), Sources(self.root, output=output))
         return stand_in.doing(made, how, **settings)
 
     def train(self, plan: StagePlan | None = None, *, force: bool = False) -> StageResult:
@@ -56,11 +56,11 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path) -> Bench:
     root = tmp_path / "output" / "recipe"
     root.mkdir(parents=True)
     (root / "in.txt").write_text("abc", encoding="utf-8")
     python = tmp_path / "python"
     python.write_text(_CHILD.format(repository=REPOSITORY, python=sys.executable), encoding="utf-8")
     python.chmod(0o755)
-    yield Bench(root, Environment(python, tmp_path / ".ucllm", "9.9"))
+    return Bench(root, Environment(python, tmp_path / ".ucllm", "9.9"))

@@ -223,6 +223,19 @@ def test_nothing_is_done_twice(undisturbed: tuple[StageResult, Quiet, Path], cha
     assert train_in(folder, chat, env_python, Quiet()).state == "up-to-date"
 
 
+class Steps(Quiet):
+    """Keeps the notes, and the steps that were reported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+
+    def event(self, plan: runs.StagePlan, event: Mapping[str, Any]) -> None:
+        super().event(plan, event)
+        if event["event"] == "progress":
+            self.steps.append(event["done"])
+
+
 class Killer(Quiet):
     """Kills the stage's process once it has saved a checkpoint of at least step 10."""
 
@@ -261,8 +274,9 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(
     half = checkpoints / "checkpoint-31"
     half.mkdir()
     (half / "trainer_state.json").write_text("{", encoding="utf-8")
-    again = Quiet()
+    again = Steps()
     result = train_in(tmp_path, chat, env_python, again)
+    assert 10 < again.steps[0] < 30, "what was done is not done again"
     notes = "\n".join(again.notes)
     assert "checkpoint-31 was left unfinished" in notes
     assert "Continuing from step" in notes

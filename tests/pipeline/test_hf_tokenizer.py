@@ -95,8 +95,9 @@ def test_ids_and_text_are_sentencepieces(trained: dict[str, Path], kind: str, tm
     texts = [*HARD_TEXTS, *sample_texts(300, 1, model=read_model(model))]
     found = parity(model, tmp_path, texts)
     assert firm(found) == []
-    # Ties are for runs of one character; many of them would mean something else.
-    assert len(found) <= 3 * len(texts) // 100
+    # Ties are for runs of one character; many of them would mean something else. Up to SentencePiece 0.2.1 its rounding
+    # decides nearly every one of them, and each shows once for each of the three ways of loading.
+    assert len({each.text for each in found}) <= 3 * len(texts) // 100
 
 
 def test_the_librarys_own_conversion_fails_here(trained: dict[str, Path], tmp_path: Path) -> None:
