@@ -16,9 +16,9 @@ from pathlib import Path
 
 from bootstrap import host
 from bootstrap.workspace import Workspace
-from pipeline.config import datasets
 from pipeline.errors import UcllmError, did_you_mean
 from pipeline.i18n import _
+from pipeline.recipe import datasets
 from pipeline.runs import sha256_file
 
 #: Asks pip where it looks: the site's configuration, else pip's own default. The first is pip's public command.

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import load_toml
 from pipeline.errors import UcllmError, did_you_mean
 from pipeline.i18n import _
+from pipeline.recipe import load_toml
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
     paths = chosen(config, sources)
     prefix = sources.output or sources.home(stage) / "corpus"
     tokenizer = sources.tokenizer or sources.root / "tokenizer" / "tokenizer.model"
-    settings: dict[str, Any] = {"append_eod": config.corpus.append_eod, **reading_rules(config, paths), **excerpt_rules(config, paths)}
+    rules = {**reading_rules(config, paths), **excerpt_rules(config, paths)}
+    settings: dict[str, Any] = {"append_eod": config.corpus.append_eod, **rules}
     if not all(is_jsonl(path) for path in paths):
         settings["lines_per_document"] = config.corpus.lines_per_document
     return StagePlan(

@@ -135,7 +135,7 @@ class IndexedDataset:
         """How often each token occurs, int64 [at least ``vocab_size``; longer if there are larger tokens]."""
         import numpy as np
 
-        counts = np.zeros(vocab_size, dtype=np.int64)
+        counts: Any = np.zeros(vocab_size, dtype=np.int64)
         for start in range(0, len(self.tokens), BLOCK):
             part = np.bincount(self.tokens[start : start + BLOCK], minlength=len(counts))
             part[: len(counts)] += counts
@@ -150,9 +150,9 @@ def _map_index(path: Path) -> tuple[Any, Any, Any, Any]:
     with path.open("rb") as stream:
         _magic, _version, code, count, marks = _HEADER.unpack(stream.read(_HEADER.size))
     content = np.memmap(path, dtype=np.uint8, mode="r")[_HEADER.size :]
-    sizes = content[: 4 * count].view("<i4")
-    pointers = content[4 * count : 12 * count].view("<i8")
-    documents = content[12 * count : 12 * count + 8 * marks].view("<i8")
+    sizes: Any = content[: 4 * count].view("<i4")
+    pointers: Any = content[4 * count : 12 * count].view("<i8")
+    documents: Any = content[12 * count : 12 * count + 8 * marks].view("<i8")
     return np.dtype(DTYPES[code]), sizes, pointers, documents
 
 

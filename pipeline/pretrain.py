@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import samples, spm
 from pipeline.config import padded_vocab_size, section
+from pipeline.corpus import SUFFIX
 from pipeline.engines import torch_engine
 from pipeline.errors import Problem, UcllmError
 from pipeline.figures import Level, Line, loss_curve
@@ -54,15 +55,16 @@ def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
             )
         given = Path(sources.inputs[0]).absolute()
         prefix = given.with_suffix("") if given.suffix in (".bin", ".idx") else given
+        if prefix == given and not given.name.endswith("_document"):
+            prefix = given.with_name(given.name + SUFFIX)  # the prefix that `corpus --output` was given
     if sources.tokenizer is not None:
         tokenizer = sources.tokenizer.absolute()
     settings = section(config, "pretrain")
-    # `run` is not part of the result; the rest of it is.
     run_only = {key: settings.pop(key) for key in SCHEDULE}
     return StagePlan(
         stage,
         home,
-        {"model": section(config, "model"), "pretrain": settings, "run": {**run_only, "prompt": config.upload.prompt}},
+        {"model": section(config, "model"), "pretrain": settings},
         {
             "bin": prefix.with_name(prefix.name + ".bin"),
             "idx": prefix.with_name(prefix.name + ".idx"),
@@ -73,6 +75,7 @@ def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
             "history": home / "history.json",
             "curve": home / "loss.svg",
         },
+        run={**run_only, "prompt": config.upload.prompt},
     )
 
 

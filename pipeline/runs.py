@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ class StagePlan:
 
     ``home`` holds manifest, log, lock and unfinished work. ``config`` is every value that decides the result, as JSON.
     ``inputs`` and ``outputs`` map a name to a file or folder. ``format`` rises when the stage's code changes what it
-    makes from the same inputs. What no file holds (the name of a model on the Hub) belongs in ``config``.
+    makes from the same inputs. ``run`` reaches the stage as ``config["run"]`` but decides no result: changing it makes
+    nothing stale. What no file holds (the name of a model on the Hub) belongs in ``config``.
     """
 
     stage: str
@@ -44,6 +45,7 @@ class StagePlan:
     inputs: Mapping[str, Path]
     outputs: Mapping[str, Path]
     format: int = 1
+    run: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def work(self) -> Path:

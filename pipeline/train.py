@@ -157,6 +157,8 @@ def _bring_up_to_date(plan: runs.StagePlan, environment: Environment, observer: 
         if not force:
             _refuse_foreign(plan)
         observer.started(plan, reason)
+        if force:  # from the beginning, not from where the last run ended
+            shutil.rmtree(plan.home / "checkpoints" / state.fingerprint[:12], ignore_errors=True)
         began = time.time()
         metrics = _run(plan, state, environment, observer, lock)
         _publish(plan)
@@ -215,7 +217,7 @@ def _run(
     link_code(environment)
     job = {
         "stage": plan.stage,
-        "config": plan.config,
+        "config": {**plan.config, "run": plan.run},
         "inputs": {name: str(path) for name, path in plan.inputs.items()},
         "outputs": {name: str(plan.work / path.name) for name, path in plan.outputs.items()},
         "home": str(plan.home),

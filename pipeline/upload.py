@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import hub
-from pipeline.config import datasets
 from pipeline.errors import Problem, UcllmError
 from pipeline.i18n import _
 from pipeline.model_card import CardFacts, card_problems, model_card
@@ -32,6 +31,7 @@ from pipeline.model_folder import (
     write_json,
 )
 from pipeline.provenance import check_unaltered, history, public
+from pipeline.recipe import datasets
 from pipeline.runs import StagePlan
 
 if TYPE_CHECKING:

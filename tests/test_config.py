@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config, canonical_json, load_toml, padded_vocab_size, recipe_names, resolve, section
+from pipeline.config import Config, canonical_json, padded_vocab_size, section
 from pipeline.errors import Problem, UcllmError
+from pipeline.recipe import load_toml, recipe_names, resolve
 
 
 def _problems(*settings: str, recipe: str = "", **overrides: object) -> tuple[Problem, ...]:

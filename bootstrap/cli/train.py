@@ -14,9 +14,10 @@ from bootstrap.cli.base import LazyGroup, Report, choose_profile, common_options
 from bootstrap.cli.train_text import Terminal, render
 from bootstrap.cli.work import Work, open_work
 from bootstrap.findings import FAIL, UNKNOWN, Finding
-from pipeline.config import Config, resolve
+from pipeline.config import Config
 from pipeline.errors import Problem, UcllmError
 from pipeline.i18n import N_, _
+from pipeline.recipe import resolve
 from pipeline.runs import StagePlan
 from pipeline.stages import BY_NAME, STAGES, Sources, module_of
 from pipeline.train import Environment, StageFailed, StageResult, exit_code, launch, train

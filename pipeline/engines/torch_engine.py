@@ -85,38 +85,6 @@ def build_model(task: Task) -> Any:
     return GPT2LMHeadModel(config)
 
 
-def cpu_computes_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this processor has bf16 products in hardware (x86: AVX512-BF16 or AMX), by the flags Linux names."""
-    with contextlib.suppress(OSError):
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("flags"):
-                return bool({"avx512_bf16", "amx_bf16"} & set(line.split()))
-    return False
-
-
-def choose_precision(asked: str) -> tuple[str, str]:
-    """``fp32``, ``bf16`` or ``fp16``, and the reason in one line (empty: it was asked for).
-
-    Raises :class:`UcllmError` for what the hardware cannot do.
-    """
-    import torch
-
-    cuda = torch.cuda.is_available()
-    if asked == "auto" and not cuda and cpu_computes_bf16():
-        # Measured on a Zen 4 at 4 layers x 192, 16 x 128 tokens: 315 against 446 ms a step, dropout on or off.
-        return "bf16", _("Computing in bf16: there is no GPU, and this processor has bf16 in hardware.")
-    if asked == "fp16" and not cuda:
-        raise _impossible(asked, _("fp16 needs a GPU."))
-    if asked == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise _impossible(asked, _("{device} has no bf16 in hardware.").format(device=torch.cuda.get_device_name(0)))
-    return choose(asked)
-
-
-def _impossible(asked: str, why: str) -> UcllmError:
-    what = _("pretrain.precision={precision} is not possible here.").format(precision=asked)
-    return UcllmError("pretrain.precision", what, why, _("Use `--set pretrain.precision=auto`."))
-
-
 def total_loss(model: Any, tokens: Any, seq_length: int) -> tuple[float, int]:
     """The summed loss in nats over all of ``tokens`` but the first, and how many those are. Leaves the mode as it was.
 
@@ -163,7 +131,7 @@ def train(task: Task, report: Reporter) -> Trained:
     from transformers import set_seed
 
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    precision, reason = choose_precision(task.settings["precision"])
+    precision, reason = choose(task.settings["precision"])
     if reason:
         report.note(reason)
     set_seed(task.settings["seed"])

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline import checkpoints
 from pipeline.base_model import BaseModel, describe_ids, load_folder, load_from_hub, write_folder
 from pipeline.chat import IGNORED, Example, chat_template, prepare, prompt_ids
-from pipeline.engines.torch_engine import CHECKPOINT_PER_PARAMETER, choose_precision
+from pipeline.engines.torch_engine import CHECKPOINT_PER_PARAMETER
 from pipeline.errors import UcllmError
 from pipeline.figures import Line, loss_curve
 from pipeline.i18n import _
 from pipeline.instructions import Conversation
-from pipeline.precision import use_one_gpu
+from pipeline.precision import choose, use_one_gpu
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +53,7 @@ def finetune(job: Job, conversations: Sequence[Conversation], report: Reporter) 
     base = _base(job, report)
     length = sequence_length(settings["max_seq_length"], base)
     data = prepare(conversations, base.tokenizer, length, settings["validation_fraction"], report)
-    precision, reason = choose_precision("auto")
+    precision, reason = choose("auto")
     report.note(reason)
 
     import trl
@@ -170,7 +170,8 @@ def _dataset(examples: Sequence[Example]) -> Any:
 
 def steps_per_epoch(settings: dict[str, Any], examples: int) -> int:
     """Optimizer steps that see every example once, the last ones with what remains."""
-    return math.ceil(math.ceil(examples / settings["micro_batch_size"]) / settings["gradient_accumulation_steps"])
+    batch, accumulation = int(settings["micro_batch_size"]), int(settings["gradient_accumulation_steps"])
+    return math.ceil(math.ceil(examples / batch) / accumulation)
 
 
 def _arguments(job: Job, settings: dict[str, Any], precision: str, examples: int) -> Any:
@@ -321,8 +322,9 @@ def _sample(base: BaseModel, questions: Sequence[str], seed: int) -> dict[str, s
 
     Drawn, because the likeliest words of a small model repeat. Without any answer, the first question and an empty one.
     """
-    for question in questions:
-        answer = _answer(base, question, seed)
+    # Another draw for each: one that ends at once for one question does so for most.
+    for number, question in enumerate(questions):
+        answer = _answer(base, question, seed + number)
         if answer:
             return {"question": question, "answer": answer}
     return {"question": questions[0], "answer": ""}

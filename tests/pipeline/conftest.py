@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline import runs
-from pipeline.config import Config, resolve
+from pipeline.config import Config
+from pipeline.recipe import resolve
 from pipeline.stages import Sources, module_of
 from pipeline.train import Environment, StageResult, train
 

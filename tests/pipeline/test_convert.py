@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from pipeline import runs
-from pipeline.config import resolve
 from pipeline.convert import plan
 from pipeline.errors import UcllmError
+from pipeline.recipe import resolve
 from pipeline.stages import Sources
 from pipeline.train import StageFailed
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline import corpus, runs
-from pipeline.config import resolve
+from pipeline.recipe import resolve
 from pipeline.stages import Sources
 from pipeline.train import StageFailed
 from tests.pipeline.conftest import Quiet, RunStage

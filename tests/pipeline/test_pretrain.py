@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from pipeline import runs
-from pipeline.config import Config, resolve
+from pipeline.config import Config
 from pipeline.pretrain import estimate, plan
+from pipeline.recipe import resolve
 from pipeline.stages import Sources
 from pipeline.train import Environment, StageFailed, StageResult, train
 from tests.pipeline.conftest import Quiet
@@ -256,7 +257,7 @@ def test_corpus_of_another_tokenizer_is_refused(
 ) -> None:
     from pipeline import indexed_dataset
 
-    prefix = tmp_path / "other"
+    prefix = tmp_path / "other_text_document"
     writer = indexed_dataset.Writer(prefix, "<u2")
     for _number in range(10):
         writer.add_document([5, 1999] * 50)
@@ -269,9 +270,9 @@ def test_corpus_of_another_tokenizer_is_refused(
 
 
 def test_damaged_index_is_refused(corpus: tuple[Path, Path], environment: Environment, tmp_path: Path) -> None:
-    prefix = tmp_path / "cut"
-    prefix.with_name("cut.bin").write_bytes(corpus[0].with_name(corpus[0].name + ".bin").read_bytes()[:-2])
-    prefix.with_name("cut.idx").write_bytes(corpus[0].with_name(corpus[0].name + ".idx").read_bytes())
+    prefix = tmp_path / "cut_text_document"
+    prefix.with_name("cut_text_document.bin").write_bytes(corpus[0].with_name(corpus[0].name + ".bin").read_bytes()[:-2])
+    prefix.with_name("cut_text_document.idx").write_bytes(corpus[0].with_name(corpus[0].name + ".idx").read_bytes())
     with pytest.raises(StageFailed) as failure:
         pretrain(environment, sources(tmp_path, (prefix, corpus[1])))
     assert failure.value.error.problems[0].code == "corpus.damaged"

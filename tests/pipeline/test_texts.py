@@ -207,7 +207,7 @@ def test_only_rules_that_matter_decide(tmp_path: Path) -> None:
     ],
 )
 def test_only_the_part_between_the_marks_counts(tmp_path: Path, start: str, end: str, lines: list[str]) -> None:
-    path = write(tmp_path / "book.txt", "one\n*** START here\ntwo\nthree\nEnd of it\nfour\n".encode())
+    path = write(tmp_path / "book.txt", b"one\n*** START here\ntwo\nthree\nEnd of it\nfour\n")
     texts = Texts([path], start_after=start, end_before=end)
     assert list(texts.documents(1)) == lines
     texts.faults.raise_if_any()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import runs, tokenizer
-from pipeline.config import resolve
+from pipeline.recipe import resolve
 from pipeline.stages import Sources
 from pipeline.train import StageFailed
 from tests.conftest import REPOSITORY

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from pipeline import runs
-from pipeline.config import resolve
 from pipeline.convert import plan as plan_convert
 from pipeline.errors import UcllmError
 from pipeline.hub import retried
 from pipeline.provenance import without_paths
+from pipeline.recipe import resolve
 from pipeline.stages import Sources
 from pipeline.train import Environment, StageFailed, StageResult, train
 from pipeline.upload import plan
@@ -26,6 +26,8 @@ from tests.fake_hub import FakeHub
 
 from .conftest import Quiet, RunStage
 from .tiny_model import shared_folder
+
+CARD_SETTINGS = ["data.dataset=botchan", "upload.prompt=who", "upload.pretrained_repo=someone/base"]
 
 TOKEN = "hf_" + "secretsecret"
 COMPLETE = {
@@ -174,7 +176,7 @@ def test_the_recipes_card_tells_where_the_model_is_from(
     run_stage: RunStage, recipe_root: Path, tmp_path: Path, home: Path
 ) -> None:
     del home
-    result = run_stage("upload-finetuned", ["data.dataset=botchan", "upload.prompt=who", "upload.pretrained_repo=someone/base"])
+    result = run_stage("upload-finetuned", CARD_SETTINGS)
     assert Path(result.run_dir) == recipe_root / "upload-finetuned"
     folder = folder_of(result)
     assert {path.name for path in folder.iterdir()} == COMPLETE | {"chat_template.jinja", "training_manifest.json"}
@@ -204,7 +206,7 @@ def test_the_recipes_card_tells_where_the_model_is_from(
     assert result.metrics["publish_command"].startswith("ucllm train upload-finetuned --recipe custom --repo")
 
     record(recipe_root / "finetune", "finetune", {}, {"model": recipe_root / "finetune" / "model"}, tokens_per_second=9)
-    again = run_stage("upload-finetuned", ["data.dataset=botchan", "upload.prompt=who", "upload.pretrained_repo=someone/base"])
+    again = run_stage("upload-finetuned", CARD_SETTINGS)
     assert again.state == "up-to-date", "other timings of an earlier stage change no model"
 
 
