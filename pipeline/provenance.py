@@ -20,9 +20,9 @@ _PUBLIC_KEYS = ("stage", "status", "fingerprint", "versions", "machine", "starte
 def maker(path: Path) -> tuple[dict[str, Any] | None, str]:
     """The manifest of the run that wrote ``path`` (``None``: nobody says so), and the sha256 it recorded for it.
 
-    It lies beside the output (a recipe's run directory) or in ``NAME.ucllm`` beside it (files of the user's own).
+    It lies beside the output (a recipe's run directory) or in ``NAME.ucllm/STAGE`` beside it (files of the user's own).
     """
-    for home in (path.parent, *sorted(path.parent.glob("*.ucllm"))):
+    for home in (path.parent, *sorted(path.parent.glob("*.ucllm/*"))):
         manifest = read_manifest(home)
         for entry in (manifest or {}).get("outputs", {}).values():
             # By name, not by path: a workspace may have been moved.

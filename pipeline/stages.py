@@ -51,8 +51,9 @@ class Sources:
     publish: bool = False
 
     def home(self, stage: str) -> Path:
-        """The run directory: ``root/stage``, or ``OUTPUT.ucllm`` beside an output of the user's own."""
-        return self.output.with_name(self.output.name + ".ucllm") if self.output else self.root / stage
+        """The run directory: ``root/STAGE``, or ``OUTPUT.ucllm/STAGE`` beside an output of the user's own."""
+        root = self.output.with_name(self.output.name + ".ucllm") if self.output else self.root
+        return root / stage
 
 
 class StageModule(Protocol):

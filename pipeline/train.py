@@ -204,7 +204,7 @@ def _refuse_foreign(plan: runs.StagePlan) -> None:
 
 
 def _published(home: Path) -> set[str]:
-    """What runs in this directory have written, or set out to: ``PREFIX.ucllm`` may serve more than one stage."""
+    """What runs in this directory have written, or set out to."""
     try:
         return {str(path) for path in json.loads((home / "job.json").read_text(encoding="utf-8"))["publishes"]}
     except (OSError, ValueError, KeyError, TypeError):

@@ -34,7 +34,7 @@ def _tokenizer(tiny: Tiny, *args: str) -> Outcome:
 
 def _fake(tiny: Tiny, script: str = "") -> None:
     """A stage that writes its two outputs where the job says and reports that it is done."""
-    work = tiny.root / "own.ucllm" / "work"
+    work = tiny.root / "own.ucllm" / "tokenizer" / "work"
     done = """echo '{"event": "done", "metrics": {"vocab_size": 300}}' >&$UCLLM_EVENTS_FD"""
     made = f"mkdir -p {work}; echo x > {work}/own.model; echo x > {work}/own.vocab; {done}"
     tiny.patch = _STAGE.format(script=script or made)
@@ -54,7 +54,7 @@ def test_the_gate_refuses_before_anything_starts(healthy: Tiny) -> None:
 
     started = _tokenizer(healthy, "--no-checks")
     assert started.code == 0, started.out + started.err
-    manifest = json.loads((healthy.root / "own.ucllm" / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((healthy.root / "own.ucllm" / "tokenizer" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["checks_skipped"] is True
 
     assert healthy.doctor("--fix", "--yes").code == 0

@@ -202,7 +202,7 @@ def test_it_learns_what_a_stranger_can_measure(undisturbed: tuple[StageResult, Q
 
 def test_what_lies_in_the_folders(undisturbed: tuple[StageResult, Quiet, Path], chat: Path) -> None:
     _result, _quiet, folder = undisturbed
-    model, home = folder / "tuned", folder / "tuned.ucllm"
+    model, home = folder / "tuned", folder / "tuned.ucllm" / "finetune"
     assert sorted(path.name for path in model.iterdir()) == [
         "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "special_tokens_map.json",
         "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
@@ -268,7 +268,7 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(
         train_in(tmp_path, chat, env_python, killer)
     assert killer.killed
     # What a kill in the middle of saving leaves, and must not be continued from.
-    checkpoints = next((tmp_path / "tuned.ucllm" / "checkpoints").iterdir())
+    checkpoints = next((tmp_path / "tuned.ucllm" / "finetune" / "checkpoints").iterdir())
     half = checkpoints / "checkpoint-31"
     half.mkdir()
     (half / "trainer_state.json").write_text("{", encoding="utf-8")
@@ -281,7 +281,9 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(
     assert "Continuing from step 3" not in notes
     for name in ("answer_loss", "answer_loss_base"):
         assert result.metrics[name] == pytest.approx(whole.metrics[name], abs=1e-5), name
-    histories = [json.loads((each / "tuned.ucllm" / "history.json").read_text()) for each in (folder, tmp_path)]
+    histories = [
+        json.loads((each / "tuned.ucllm" / "finetune" / "history.json").read_text()) for each in (folder, tmp_path)
+    ]
     for kind in ("train", "held_out"):
         expected, points = ([(each["step"], each["loss"]) for each in history[kind]] for history in histories)
         assert [step for step, _loss in points] == [step for step, _loss in expected]

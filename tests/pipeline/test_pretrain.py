@@ -271,7 +271,9 @@ def test_corpus_of_another_tokenizer_is_refused(
 
 def test_damaged_index_is_refused(corpus: tuple[Path, Path], environment: Environment, tmp_path: Path) -> None:
     prefix = tmp_path / "cut_text_document"
-    prefix.with_name("cut_text_document.bin").write_bytes(corpus[0].with_name(corpus[0].name + ".bin").read_bytes()[:-2])
+    prefix.with_name("cut_text_document.bin").write_bytes(
+        corpus[0].with_name(corpus[0].name + ".bin").read_bytes()[:-2]
+    )
     prefix.with_name("cut_text_document.idx").write_bytes(corpus[0].with_name(corpus[0].name + ".idx").read_bytes())
     with pytest.raises(StageFailed) as failure:
         pretrain(environment, sources(tmp_path, (prefix, corpus[1])))

@@ -123,13 +123,13 @@ def test_something_stands_where_we_write(bench: Bench, name: str) -> None:
 def test_an_output_of_ones_own_is_made_and_made_again(bench: Bench) -> None:
     target = bench.root / "own" / "result.txt"
     plan = bench.plan(output=target)
-    assert bench.train(plan).run_dir == str(target.with_name("result.txt.ucllm"))
+    assert bench.train(plan).run_dir == str(target.with_name("result.txt.ucllm") / "tokenizer")
     assert target.read_text(encoding="utf-8") == "abc"
     bench.source.write_text("new", encoding="utf-8")
     assert bench.train(plan).state == "ran"
     assert target.read_text(encoding="utf-8") == "new"
     # Killed between the old manifest's end and the new one: what lies there is still ours.
-    (target.with_name("result.txt.ucllm") / "manifest.json").unlink()
+    (target.with_name("result.txt.ucllm") / "tokenizer" / "manifest.json").unlink()
     assert bench.train(plan).state == "ran"
 
 
@@ -152,7 +152,9 @@ def test_what_is_not_ours_is_never_replaced(bench: Bench, kind: str) -> None:
     (problem,) = failure.error.problems
     assert problem.code == "output.exists"
     assert "--force" in problem.hint
-    assert not (target.with_name("result.txt.ucllm") / "started").exists(), "refused before anything starts"
+    assert not (target.with_name("result.txt.ucllm") / "tokenizer" / "started").exists(), (
+        "refused before anything starts"
+    )
     assert [name for name in before if not os.path.lexists(name)] == []
     bench.failure(bench.plan(output=target))  # and it stays so
     assert bench.train(bench.plan(output=target), force=True).state == "ran"
