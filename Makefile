@@ -3,6 +3,8 @@ PYTHON ?= python3
 WORKSPACE ?= workspace
 export PIP_CACHE_DIR ?= $(CURDIR)/.cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# The locks are exact: a site's constraints have nothing to add, and could only contradict them.
+export PIP_CONSTRAINT = /dev/null
 
 UCLLM = .tool/bin/ucllm
 
@@ -15,7 +17,8 @@ setup: .tool/.installed
 	$(UCLLM) setup --profile cpu --workspace $(WORKSPACE) --yes
 
 test: setup .dev/.installed
-	.dev/bin/python -m pytest -n auto
+	mkdir -p .cache
+	.dev/bin/python -m pytest -n auto --basetemp .cache/pytest
 
 lint: setup .dev/.installed
 	.dev/bin/ruff check .

@@ -133,7 +133,7 @@ def detect(facts_gpu: bool, scheduler: bool, cuda_torch: bool) -> tuple[str, str
     wanted = (
         ("host", cuda_torch, _("the active Python has torch with CUDA")),
         ("gcp-2024.02", facts_gpu or scheduler, _("there is an NVIDIA GPU or Slurm")),
-        ("cpu", True, _("there is no NVIDIA GPU")),
+        ("cpu", not (cuda_torch or facts_gpu or scheduler), _("there is no NVIDIA GPU")),
     )
     names = profile_names()
     for name, holds, reason in wanted:

@@ -62,7 +62,7 @@ def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
     else:
         inputs["model"] = sources.root / ("finetune" if finetuned else "convert") / "model"
         inputs["tokenizer"] = sources.root / "tokenizer" / "tokenizer.model"
-        if config.data.dataset:
+        if config.data.dataset and not config.data.input:  # the user's own text comes first: texts.chosen
             entry = datasets().get(config.data.dataset, {})
             dataset = {"name": config.data.dataset, **{key: entry[key] for key in _CATALOGUE_KEYS if key in entry}}
     if sources.tokenizer is not None:

@@ -154,7 +154,7 @@ def _train(stage: str, values: dict[str, Any]) -> None:
     environment = Environment(work.workspace.python, work.workspace.state, __version__, values["no_checks"])
     findings = _gate(work)
     if values["dry_run"]:
-        finish(_dry_run(stage, plans, environment, config, findings), as_json=as_json, text=render)
+        finish(_dry_run(plans, environment, config, work, findings), as_json=as_json, text=render)
     if not values["no_checks"]:
         _refuse(stage, findings, as_json=as_json)
     terminal = Terminal(len(plans))
@@ -265,9 +265,11 @@ def _fetch_dataset(plans: Sequence[StagePlan], config: Config, work: Work, termi
 
 
 def _dry_run(
-    stage: str, plans: Sequence[StagePlan], environment: Environment, config: Config, findings: Sequence[Finding]
+    plans: Sequence[StagePlan], environment: Environment, config: Config, work: Work, findings: Sequence[Finding]
 ) -> Report:
     """Exactly what would be started; for ``all``, of each stage."""
+    from pipeline.pretrain import estimate
+
     starts = []
     for plan in plans:
         start = launch(plan, environment)
@@ -281,17 +283,11 @@ def _dry_run(
         "stages": [],
         "plans": starts,
         "findings": [finding.as_json() for finding in findings],
-        "estimate": _estimate(config),
+        "estimate": estimate(config, work.facts.host.cores or 1),
     }
     if len(starts) == 1:
         data["launch"] = starts[0]["launch"]
-    return Report(f"train {stage}", "planned", 0, data)
-
-
-def _estimate(config: Config) -> dict[str, Any]:
-    from pipeline.pretrain import estimate
-
-    return dict(estimate(config))
+    return Report(work.command, "planned", 0, data)
 
 
 def _data(stage: str, results: Sequence[StageResult], config: Config) -> dict[str, Any]:

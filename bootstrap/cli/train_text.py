@@ -118,11 +118,14 @@ def render(data: Mapping[str, Any]) -> str:
     metrics = {stage: result["metrics"] for stage, result in results.items()}
     pretrain, finetune = metrics.get("pretrain"), metrics.get("finetune")
     if pretrain and "val_loss" in pretrain:
+        text = _(
+            "pretraining: loss {first:.2f} → {last:.2f}, on unseen text {val:.2f} "
+            "(word frequencies alone: {unigram:.2f})"
+        )
+        if pretrain["val_loss"] is None:  # nothing was held out
+            text = _("pretraining: loss {first:.2f} → {last:.2f} (word frequencies alone: {unigram:.2f})")
         lines.append(
-            _(
-                "pretraining: loss {first:.2f} → {last:.2f}, on unseen text {val:.2f} "
-                "(word frequencies alone: {unigram:.2f})"
-            ).format(
+            text.format(
                 first=pretrain["loss_first"],
                 last=pretrain["loss_last"],
                 val=pretrain["val_loss"],
@@ -130,7 +133,7 @@ def render(data: Mapping[str, Any]) -> str:
             )
         )
         lines.append(_("speed: {speed:,.0f} tokens/s").format(speed=pretrain["tokens_per_second"]))
-    if finetune and "answer_loss" in finetune:
+    if finetune and finetune.get("answer_loss") is not None:
         lines.append(
             _("fine-tuning: loss on unseen answers {first:.2f} → {last:.2f}").format(
                 first=finetune["answer_loss_base"], last=finetune["answer_loss"]
@@ -168,6 +171,12 @@ def _render_plans(data: Mapping[str, Any]) -> str:
             lines.append(f"  {name} → {path}")
     problems = [finding for finding in data["findings"] if finding["status"] != "ok"]
     lines += [f"! {finding['id']}: {finding['summary']}" for finding in problems]
-    estimate = ", ".join(f"{name} {_short(value)}" for name, value in data["estimate"].items())
-    lines.append(_("estimate of pretraining: {estimate}").format(estimate=estimate))
+    estimate = data["estimate"]
+    lines.append(
+        _("pretraining takes about {time} on these CPU cores, {memory} MB of memory and {disk} MB of disk").format(
+            time=duration(estimate["seconds"]),
+            memory=f"{estimate['memory_bytes'] / 1e6:,.0f}",
+            disk=f"{estimate['disk_bytes'] / 1e6:,.0f}",
+        )
+    )
     return "\n".join(lines)
