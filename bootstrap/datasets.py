@@ -93,7 +93,15 @@ def _member(archive: Path, name: str) -> bytes:
 
 def _url_of(entry: dict[str, str], workspace: Workspace) -> str:
     """The address of the source distribution in the package index that pip is configured to use."""
-    page = f"{_index(workspace)}/{entry['sdist']}/"
+    try:
+        page = f"{_index(workspace)}/{entry['sdist']}/"
+    except OSError as error:  # no environment: only with --no-checks
+        raise UcllmError(
+            "fetch.failed",
+            _("Cannot reach the package index for {name}.").format(name=entry["sdist_file"]),
+            str(error),
+            _("Make the environment with `ucllm setup`."),
+        ) from error
     accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
     wanted = host.request(page, {"Accept": accept})
     try:

@@ -49,6 +49,8 @@ class Sources:
     data: Path | None = None
     output: Path | None = None
     publish: bool = False
+    #: How the user would call this stage again, with ``{repo}`` for a repository; shown where one is missing.
+    command: tuple[str, ...] = ()
 
     def home(self, stage: str) -> Path:
         """The run directory: ``root/STAGE``, or ``OUTPUT.ucllm/STAGE`` beside an output of the user's own."""

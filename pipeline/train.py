@@ -161,6 +161,9 @@ def _bring_up_to_date(plan: runs.StagePlan, environment: Environment, observer: 
             shutil.rmtree(plan.home / "checkpoints" / state.fingerprint[:12], ignore_errors=True)
         began = time.time()
         metrics = _run(plan, state, environment, observer, lock)
+        if not force:
+            _refuse_foreign(plan)  # hours may have passed
+        _keep_what_others_wrote(plan, observer)
         _publish(plan)
         seconds = round(time.time() - began, 2)
         manifest = {
@@ -203,8 +206,25 @@ def _refuse_foreign(plan: runs.StagePlan) -> None:
         raise UcllmError.of(problems)
 
 
+def _keep_what_others_wrote(plan: runs.StagePlan, observer: Observer) -> None:
+    """Put aside, not away, what would be replaced and is not what we made: other files, or ours with changes."""
+    manifest = runs.read_manifest(plan.home)
+    ours = _published(plan.home)
+    for name, path in plan.outputs.items():
+        if not os.path.lexists(path):
+            continue
+        foreign = plan.home not in path.parents and str(path) not in ours
+        before = (manifest or {}).get("outputs", {}).get(name)
+        altered = before is not None and runs.describe(path, before)["sha256"] != before["sha256"]
+        if foreign or altered:
+            aside = path.with_name(f"{path.name}.kept-{time.strftime('%Y%m%d-%H%M%S')}")
+            path.rename(aside)
+            text = _("What was in {path} is kept in {aside}.").format(path=path, aside=aside)
+            observer.event(plan, {"event": "note", "text": text})
+
+
 def _published(home: Path) -> set[str]:
-    """What runs in this directory have written, or set out to."""
+    """Where runs in this directory have put, or were about to put, their outputs."""
     try:
         return {str(path) for path in json.loads((home / "job.json").read_text(encoding="utf-8"))["publishes"]}
     except (OSError, ValueError, KeyError, TypeError):
@@ -223,8 +243,7 @@ def _run(
         "home": str(plan.home),
         "work": str(plan.work),
         "checkpoints": str(plan.home / "checkpoints" / state.fingerprint[:12]),
-        # Whoever replaces these later must know that they are ours.
-        "publishes": sorted(_published(plan.home) | {str(path) for path in plan.outputs.values()}),
+        "publishes": sorted(_published(plan.home)),
     }
     runs.write_text_atomically(plan.home / "job.json", canonical_json(job) + "\n")
     log = plan.home / runs.LOG
@@ -278,6 +297,10 @@ def _run(
 
 def _publish(plan: runs.StagePlan) -> None:
     """Move what the stage made into place. The old manifest goes first: a half-published stage is not done."""
+    # Whoever replaces these later must know that they are ours. Not said earlier: a run that fails made nothing.
+    job = json.loads((plan.home / "job.json").read_text(encoding="utf-8"))
+    job["publishes"] = sorted({*job["publishes"], *map(str, plan.outputs.values())})
+    runs.write_text_atomically(plan.home / "job.json", canonical_json(job) + "\n")
     (plan.home / runs.MANIFEST).unlink(missing_ok=True)
     for path in plan.outputs.values():
         path.parent.mkdir(parents=True, exist_ok=True)

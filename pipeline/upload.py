@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from pipeline.stages import Sources
 
 MANIFEST = "training_manifest.json"
+#: Stands for the repository in :attr:`pipeline.stages.Sources.command`.
+REPO = "{repo}"
 _CATALOGUE_KEYS = ("title", "language", "license", "license_name", "homepage")
 _STEPS = 5
 #: What of the test goes to the manifest.
@@ -80,7 +82,9 @@ def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
         "dataset": dataset,
     }
     output = sources.output.absolute() if sources.output else home / "upload"
-    return StagePlan(stage, home, values, inputs, {"folder": output})
+    own = ("--input", str(inputs["model"])) if sources.inputs else ("--recipe", config.name)
+    command = sources.command or ("ucllm", "train", stage, *own, "--repo", REPO)
+    return StagePlan(stage, home, values, inputs, {"folder": output}, run={"command": list(command)})
 
 
 def run(job: Job, report: Reporter) -> dict[str, Any]:
@@ -157,9 +161,8 @@ def _push(job: Job, repo: str, report: Reporter) -> dict[str, Any]:
 def _how_to_publish(job: Job, report: Reporter) -> dict[str, Any]:
     from huggingface_hub import get_token
 
-    own, title = job.config["own_model"], str(job.config["title"])
-    origin = ["--input", str(job.inputs["model"])] if own else ["--recipe", title]
-    command = shlex.join(["ucllm", "train", job.stage, *origin, "--repo", str(job.config["repo"]) or "NAME"])
+    repo = str(job.config["repo"]) or "NAME"
+    command = shlex.join([word.replace(REPO, repo) for word in job.config["run"]["command"]])
     text = _("Nothing was published. To publish it: `{command}`.").format(command=command)
     if not get_token():
         text += " " + _("Log in first: `hf auth login`.")

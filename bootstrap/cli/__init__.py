@@ -59,10 +59,6 @@ def main() -> NoReturn:
         code = _report("usage", 2, [Problem("usage", error.format_message())])
     except UcllmError as error:
         code = _report("error", getattr(error, "exit_code", 2), error.problems)
-    except BrokenPipeError:
-        # The reader went away (`ucllm doctor | head`): that is no failure of ours, and not ours to report.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except Exception as error:
         if {"-v", "--verbose"} & set(sys.argv):
             raise

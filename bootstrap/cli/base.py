@@ -44,6 +44,14 @@ class Report:
 
 def emit(report: Report, *, as_json: bool, text: Callable[[Mapping[str, Any]], str] | None = None) -> None:
     """Print the report: one JSON object on stdout, or ``text(data)`` on stdout and the errors on stderr."""
+    try:
+        _print(report, as_json=as_json, text=text)
+    except BrokenPipeError:
+        # The reader went away (`ucllm doctor | head`): that is no failure of ours, and changes no exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print(report: Report, *, as_json: bool, text: Callable[[Mapping[str, Any]], str] | None) -> None:
     if as_json:
         click.echo(json.dumps(report.as_json(), ensure_ascii=False))
         return

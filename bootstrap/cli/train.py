@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +101,9 @@ def stage_command(name: str) -> click.Command:
             "--set", "settings", text=_("Change one value: --set pretrain.steps=100."), multiple=True, metavar="A.B=C"
         ),
         *_own_files(name),
-        _option("--force", text=_("Run also what is up to date."), is_flag=True),
+        _option(
+            "--force", text=_("Run also what is up to date, and replace what lies where the result goes."), is_flag=True
+        ),
         _option("--dry-run", text=_("Show exactly what would be started, and start nothing."), is_flag=True),
         _option("--no-checks", text=_("Start although a check fails; recorded in the manifest."), is_flag=True),
         _option("--yes", text=_("Never ask."), is_flag=True),
@@ -199,12 +203,34 @@ def _plans(names: Sequence[str], values: Mapping[str, Any], config: Config, work
         repo = {"upload-pretrained": config.upload.pretrained_repo, "upload-finetuned": config.upload.finetuned_repo}
         publish = bool(repo.get(name)) and _has_token()
         try:
-            plans.append(module_of(name).plan(name, config, dataclasses.replace(sources, publish=publish)))
+            again = _again(name, names, values)
+            mine = dataclasses.replace(sources, publish=publish, command=again)
+            plans.append(module_of(name).plan(name, config, mine))
         except UcllmError as error:
             problems += error.problems
     if problems:
         raise UcllmError.of(problems)
     return plans
+
+
+def _again(stage: str, names: Sequence[str], values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The command that would publish what ``stage`` makes from what this call was given; ``{repo}`` is for the name."""
+    program = "ucllm" if shutil.which("ucllm") or not sys.argv[0].endswith("ucllm") else sys.argv[0]
+    # Texts given to `all` are the whole run's: a single stage could not name them.
+    whole = len(names) > 1 and bool(values["inputs"])
+    words = [program, "train", "all" if whole else stage]
+    if values["inputs"]:
+        words += ["--input", *(_absolute(item) for item in values["inputs"])]
+    recipe = values["recipe"]
+    if recipe:
+        words += ["--recipe", str(Path(recipe).absolute()) if Path(recipe).is_file() else recipe]
+    words += [word for item in values["settings"] for word in ("--set", item)]
+    if values.get("prompt"):
+        words += ["--prompt", values["prompt"]]
+    if values["workspace"]:
+        words += ["--workspace", str(values["workspace"].absolute())]
+    key = "pretrained_repo" if stage == "upload-pretrained" else "finetuned_repo"
+    return (*words, *(("--set", f"upload.{key}={{repo}}") if whole else ("--repo", "{repo}")))
 
 
 def _absolute(item: str) -> str:

@@ -28,7 +28,9 @@ class Terminal:
         self._number = 0
         self._redraw = sys.stderr.isatty()
         self._drawn = False
-        self._began = self._told = time.monotonic()
+        self._told = time.monotonic()
+        self._series: tuple[str, float] = ("", 0.0)
+        self._first = (0.0, 0.0)
 
     def say(self, text: str) -> None:
         """One line, in whole."""
@@ -38,7 +40,8 @@ class Terminal:
     def started(self, plan: StagePlan, reason: str) -> None:
         """The stage's line, with the reason it runs."""
         self._number += 1
-        self._began = self._told = time.monotonic()
+        self._told = time.monotonic()
+        self._series = ("", 0.0)
         title = _(BY_NAME[plan.stage].title)
         head = style(f"[{self._number}/{self._total}] {plan.stage}", "cyan", err=True)
         click.echo(f"{head}: {title} ({reason})", err=True)
@@ -49,7 +52,7 @@ class Terminal:
             self.say(str(event["text"]))
             return
         now = time.monotonic()
-        line = _progress_line(event, now - self._began)
+        line = _progress_line(event, self._seconds_left(event, now))
         if self._redraw:
             width = shutil.get_terminal_size().columns - 1
             click.echo("\r" + f"    {line}"[:width].ljust(width), err=True, nl=False)
@@ -57,6 +60,16 @@ class Terminal:
         elif now - self._told >= PLAIN_INTERVAL_S:
             self._told = now
             click.echo(f"    {line}", err=True)
+
+    def _seconds_left(self, event: Mapping[str, Any], now: float) -> float | None:
+        """By the speed since the first event of its kind: a run that is continued does not begin at 0."""
+        done, total = float(event["done"]), float(event["total"])
+        if (event["unit"], total) != self._series or done < self._first[0]:
+            self._series, self._first = (event["unit"], total), (done, now)
+        begun, since = self._first
+        if not begun < done < total or now - since <= 2:
+            return None
+        return (now - since) / (done - begun) * (total - done)
 
     def finished(self, result: StageResult) -> None:
         """The stage's last line."""
@@ -80,12 +93,12 @@ class Terminal:
             self._drawn = False
 
 
-def _progress_line(event: Mapping[str, Any], seconds: float) -> str:
+def _progress_line(event: Mapping[str, Any], left: float | None) -> str:
     done, total = float(event["done"]), float(event["total"])
     parts = [f"{done:.0f}/{total:.0f} {event['unit']}"]
     parts += [f"{name} {_short(value)}" for name, value in event["metrics"].items()]
-    if 0 < done < total and seconds > 2:
-        parts.append(_("{time} left").format(time=duration(seconds / done * (total - done))))
+    if left is not None:
+        parts.append(_("{time} left").format(time=duration(left)))
     return ", ".join(parts)
 
 

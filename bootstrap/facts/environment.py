@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from bootstrap import host
@@ -18,7 +19,7 @@ TIMEOUT_S = 30.0
 def collect(env: Path, *, timeout_s: float = TIMEOUT_S) -> EnvFacts:
     """Ask the environment's Python what is installed. One that cannot answer is ``broken``, with the reason."""
     python = env / "bin" / "python"
-    if not env.exists() and not env.is_symlink():
+    if not os.path.lexists(env):  # no exception for what lies in a folder that may not be read
         return EnvFacts(str(env), "absent")
     if (env / UNFINISHED).exists():
         return EnvFacts(str(env), "broken", error=_("making it was interrupted"))

@@ -15,7 +15,8 @@ from bootstrap.facts import HostFacts, Interpreter
 def collect(workspace: Path) -> HostFacts:
     """Read the machine. Nothing that fails here stops the rest: it becomes an entry of ``errors``."""
     errors: dict[str, str] = {}
-    existing = next(folder for folder in (workspace, *workspace.parents) if folder.exists())
+    # Path.exists raises for what lies in a folder that may not be read.
+    existing = next(folder for folder in (workspace, *workspace.parents) if os.path.exists(folder))  # noqa: PTH110
     try:
         disk_free: int | None = shutil.disk_usage(existing).free
     except OSError as error:

@@ -161,6 +161,14 @@ def test_what_is_not_ours_is_never_replaced(bench: Bench, kind: str) -> None:
     assert target.read_text(encoding="utf-8") == "abc"
 
 
+def test_a_run_that_failed_owns_nothing(bench: Bench) -> None:
+    target = bench.root / "own" / "result.txt"
+    bench.failure(bench.plan("explain", output=target))
+    target.write_text("mine", encoding="utf-8")
+    assert bench.failure(bench.plan(output=target)).error.problems[0].code == "output.exists"
+    assert target.read_text(encoding="utf-8") == "mine"
+
+
 def test_two_stages_with_the_same_prefix_know_each_others_outputs(bench: Bench) -> None:
     target = bench.root / "own" / "result"
     plan = bench.plan(output=target)
@@ -226,3 +234,19 @@ def test_launch_writes_nothing(bench: Bench) -> None:
     assert start.argv == (str(bench.environment.python), "-m", "pipeline.child", str(bench.home / "job.json"))
     assert start.env["PYTHONPATH"] == str(bench.environment.state / "code")
     assert sorted(bench.root.parent.parent.rglob("*")) == before
+
+
+def test_what_others_wrote_is_kept_aside(bench: Bench) -> None:
+    target = bench.root / "own" / "result.txt"
+    target.parent.mkdir()
+    target.write_text("my thesis", encoding="utf-8")
+    plan = bench.plan(output=target)
+    assert bench.train(plan, force=True).state == "ran"
+    (kept,) = target.parent.glob("result.txt.kept-*")
+    assert kept.read_text(encoding="utf-8") == "my thesis"
+    kept.unlink()
+    target.write_text("abc, mended by hand", encoding="utf-8")
+    assert bench.train(plan).state == "ran"
+    (kept,) = target.parent.glob("result.txt.kept-*")
+    assert kept.read_text(encoding="utf-8") == "abc, mended by hand"
+    assert target.read_text(encoding="utf-8") == "abc"
