@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,12 @@ _PASSING = (408, 429, 500, 502, 503, 504)
 
 Result = TypeVar("Result")
 Note = Callable[[str], None]
+
+
+def _without_login(address: str) -> str:
+    """The address without the ``user:password@`` that a mirror's may carry: it goes to manifests and the terminal."""
+    parts = urllib.parse.urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ def push(folder: Path, repo: str, *, private: bool, message: str, note: Note) ->
         note(_("{repo} exists and is private; it stays so.").format(repo=repo))
     sent = retried(lambda: api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message), repo, note)
     commit = str(sent.oid)
-    return Pushed(f"{api.endpoint}/{repo}", commit, commit != before.sha)
+    return Pushed(f"{_without_login(api.endpoint)}/{repo}", commit, commit != before.sha)
 
 
 def retried(call: Callable[[], Result], repo: str, note: Note) -> Result:

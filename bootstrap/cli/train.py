@@ -30,6 +30,10 @@ TABLE = {
 }
 
 
+#: Stages that read one thing; the others read as many texts as there are.
+ONE_INPUT = ("pretrain", "convert", "upload-pretrained", "finetune", "upload-finetuned")
+
+
 class StageGroup(LazyGroup):
     """One command a stage, built from the stage's name."""
 
@@ -134,11 +138,13 @@ def _configuration(stage: str, values: Mapping[str, Any], work: Work) -> Config:
         overrides["upload.pretrained_repo" if stage == "upload-pretrained" else "upload.finetuned_repo"] = values[
             "repo"
         ]
-    if values["engine"]:
-        if stage in ("all", "pretrain"):
-            overrides["pretrain.engine"] = values["engine"]
-        if stage == "finetune":
-            overrides["finetune.engine"] = values["engine"]
+    overrides.update(_engines(stage, values["engine"]))
+    if stage in ONE_INPUT and len(inputs) > 1:
+        raise UcllmError(
+            "usage",
+            _("{stage} reads one --input, not {count}.").format(stage=stage, count=len(inputs)),
+            hint=_("Run it once for each."),
+        )
     own = bool(inputs) and stage != "all"
     recipe = values["recipe"] or ("" if own else work.profile.recipe)
     config = resolve(recipe, values["settings"], overrides)
@@ -146,6 +152,18 @@ def _configuration(stage: str, values: Mapping[str, Any], work: Work) -> Config:
     if config.finetune.data not in ("", "corpus"):
         config.finetune.data = str(Path(config.finetune.data).absolute())
     return config
+
+
+def _engines(stage: str, engine: str | None) -> dict[str, str]:
+    """What ``--engine`` means: the named stage's engine; for ``all``, pretraining's and the one that goes with it."""
+    if not engine:
+        return {}
+    if stage == "all":
+        return {"pretrain.engine": engine, **({"finetune.engine": "trl"} if engine == "torch" else {})}
+    if stage in ("pretrain", "finetune"):
+        return {f"{stage}.engine": engine}
+    what = _("{stage} has no engines to choose from.").format(stage=stage)
+    raise UcllmError("usage", what, hint=_("--engine is for pretrain, finetune and all."))
 
 
 def _train(stage: str, values: dict[str, Any]) -> None:
@@ -237,7 +255,7 @@ def _absolute(item: str) -> str:
     """A path made absolute. What is no file here and looks like ``user/model`` stays: it may be a name on the Hub."""
     return (
         str(Path(item).absolute())
-        if Path(item).exists() or item.startswith((".", "/")) or item.count("/") != 1
+        if Path(item).exists() or item.startswith((".", "/")) or item.count("/") > 1
         else item
     )
 

@@ -254,3 +254,17 @@ def test_the_readmes_have_no_other_exit_codes_than_ours() -> None:
         "upload-finetuned": 15,
     }
     assert (REPOSITORY / "locks" / "cpu" / "profile.toml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("convert", "--input", "a", "b", "--tokenizer", "t.model"), "convert reads one --input, not 2."),
+        (("tokenizer", "--engine", "torch"), "tokenizer has no engines to choose from."),
+        (("pretrain", "--engine", "nonsense"), "torch"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(healthy: Tiny, words: tuple[str, ...], said: str) -> None:
+    outcome = healthy("train", *words, "--dry-run")
+    assert outcome.code == 2
+    assert said in outcome.err
