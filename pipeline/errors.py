@@ -24,7 +24,8 @@ class Problem:
     @property
     def message(self) -> str:
         """``what`` and ``why`` as one line."""
-        return f"{self.what} {self.why}".strip()
+        # Japanese puts no space between sentences.
+        return f"{self.what}{'' if self.what.endswith('。') else ' '}{self.why}".strip()
 
 
 class UcllmError(Exception):

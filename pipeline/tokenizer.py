@@ -170,12 +170,12 @@ def _explained(message: str, vocab_size: int) -> UcllmError:
         possible = int(most[1])
         why = _("The text has no more than {count} pieces in it.").format(count=possible)
         more = _("Give more text.")
-        hint = f"--set tokenizer.vocab_size={possible}" if possible >= least else more
+        hint = f"`--set tokenizer.vocab_size={possible}`" if possible >= least else more
         return UcllmError("tokenizer.vocab-too-large", what, why, hint)
     needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
     if needed:
         why = _("Its characters alone need {count} pieces.").format(count=needed[1])
-        return UcllmError("tokenizer.vocab-too-small", what, why, f"--set tokenizer.vocab_size={needed[1]}")
+        return UcllmError("tokenizer.vocab-too-small", what, why, f"`--set tokenizer.vocab_size={needed[1]}`")
     return UcllmError("tokenizer.failed", _("SentencePiece could not train the tokenizer."), message)
 
 

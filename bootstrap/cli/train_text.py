@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -162,7 +163,8 @@ def render(data: Mapping[str, Any]) -> str:
         if stage in results and results[stage]["state"] != "failed":
             lines.append(_("loss curve: {path}").format(path=results[stage]["run_dir"] + "/loss.svg"))
     failed = [result for result in data["stages"] if result["state"] == "failed"]
-    lines += [_("log: {path}").format(path=f"{result['run_dir']}/{LOG}") for result in failed]
+    logs = [Path(result["run_dir"]) / LOG for result in failed]
+    lines += [_("log: {path}").format(path=path) for path in logs if path.exists()]
     for stage in ("upload-pretrained", "upload-finetuned"):
         found = metrics.get(stage, {})
         if found.get("pushed"):

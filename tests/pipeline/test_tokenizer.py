@@ -131,9 +131,9 @@ def test_a_vocabulary_larger_than_the_text_allows(run_stage: RunStage, story_fil
         run_stage("tokenizer", ["tokenizer.vocab_size=30000"], dataset=story_file)
     problem = failure.value.error.problems[0]
     assert problem.code == "tokenizer.vocab-too-large"
-    assert problem.hint.startswith("--set tokenizer.vocab_size=")
+    assert problem.hint.startswith("`--set tokenizer.vocab_size=")
     # The hint is true: what it says works, and one more does not.
-    most = problem.hint.split()[-1]
+    most = problem.hint.strip("`").split()[-1]
     assert run_stage("tokenizer", [most], dataset=story_file).state == "ran"
     name, _equals, value = most.partition("=")
     with pytest.raises(StageFailed):
@@ -149,7 +149,7 @@ def test_a_vocabulary_smaller_than_the_characters_need(run_stage: RunStage, tmp_
         run_stage("tokenizer", ["tokenizer.vocab_size=300"], dataset=source)
     problem = failure.value.error.problems[0]
     assert problem.code == "tokenizer.vocab-too-small"
-    assert run_stage("tokenizer", [problem.hint.split()[-1]], dataset=source).state == "ran"
+    assert run_stage("tokenizer", [problem.hint.strip("`").split()[-1]], dataset=source).state == "ran"
 
 
 def test_a_text_too_small_for_any_tokenizer(run_stage: RunStage, tmp_path: Path) -> None:
