@@ -21,7 +21,7 @@ from pipeline.i18n import _
 from pipeline.recipe import datasets
 from pipeline.runs import sha256_file
 
-#: Asks pip where it looks: the site's configuration, else pip's own default. The first is pip's public command.
+#: pip's own default index, for where its configuration names none: no public command of pip tells it.
 _INDEX_CODE = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
 
 
@@ -72,12 +72,7 @@ def ensure(name: str, workspace: Workspace, say: Callable[[str], None]) -> Path:
         part.write_bytes(text)
         part.replace(target)
     except OSError as error:
-        raise UcllmError(
-            "fetch.not-writable",
-            _("Cannot write {path}.").format(path=target),
-            str(error.strerror),
-            _("Make room or choose another workspace, then run the same command again."),
-        ) from error
+        raise host.not_writable(target, error) from error
     return target
 
 
@@ -96,12 +91,7 @@ def _url_of(entry: dict[str, str], workspace: Workspace) -> str:
     try:
         page = f"{_index(workspace)}/{entry['sdist']}/"
     except OSError as error:  # no environment: only with --no-checks
-        raise UcllmError(
-            "fetch.failed",
-            _("Cannot reach the package index for {name}.").format(name=entry["sdist_file"]),
-            str(error),
-            _("Make the environment with `ucllm setup`."),
-        ) from error
+        raise _unreachable(entry, str(error), _("Make the environment with `ucllm setup`.")) from error
     accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
     wanted = host.request(page, {"Accept": accept})
     try:
@@ -111,12 +101,8 @@ def _url_of(entry: dict[str, str], workspace: Workspace) -> str:
     except (OSError, ValueError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-        raise UcllmError(
-            "fetch.failed",
-            _("Cannot reach the package index for {name}.").format(name=entry["sdist_file"]),
-            str(getattr(error, "reason", error)),
-            _("Check the network, or pip's settings: `pip config list`."),
-        ) from error
+        hint = _("Check the network, or pip's settings: `pip config list`.")
+        raise _unreachable(entry, str(getattr(error, "reason", error)), hint) from error
     if entry["sdist_file"] not in links:
         raise UcllmError(
             "fetch.not-found",
@@ -128,6 +114,11 @@ def _url_of(entry: dict[str, str], workspace: Workspace) -> str:
     # Files of the index that asked for a login need it too; those of another host must not see it.
     same = (found.scheme, found.netloc) == (asked.scheme, asked.netloc.rpartition("@")[2])
     return (found._replace(netloc=asked.netloc) if same else found).geturl()
+
+
+def _unreachable(entry: dict[str, str], why: str, hint: str) -> UcllmError:
+    what = _("Cannot reach the package index for {name}.").format(name=entry["sdist_file"])
+    return UcllmError("fetch.failed", what, why, hint)
 
 
 def _links(body: str, *, json_page: bool) -> dict[str, str]:

@@ -128,10 +128,11 @@ def fetch(
             if not (target.exists() and sha256_file(target) == sha256):  # another process may just have fetched it
                 _fetch(url, target, part, sha256, progress)
     except OSError as error:
-        raise _not_writable(part, error) from error
+        raise not_writable(part, error) from error
 
 
-def _not_writable(part: Path, error: OSError) -> UcllmError:
+def not_writable(part: Path, error: OSError) -> UcllmError:
+    """What to say when a fetched file cannot be written."""
     return UcllmError(
         "fetch.not-writable",
         _("Cannot write {path}.").format(path=error.filename or part),
@@ -248,4 +249,4 @@ def _write(stream: BinaryIO, block: bytes, part: Path) -> None:
         stream.write(block)
         stream.flush()
     except OSError as error:
-        raise _not_writable(part, error) from error
+        raise not_writable(part, error) from error

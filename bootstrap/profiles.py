@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import UcllmError, did_you_mean
 from pipeline.i18n import _
@@ -140,8 +139,3 @@ def detect(facts_gpu: bool, scheduler: bool, cuda_torch: bool) -> tuple[str, str
         if holds and name in names:
             return name, reason
     return "cpu", _("it is the only profile that fits")
-
-
-def as_json(profile: Profile) -> dict[str, Any]:
-    """What a report says of the profile."""
-    return {"name": profile.name, "description": profile.description}

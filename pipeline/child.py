@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import select
-import shutil
 import signal
 import sys
 import traceback
@@ -18,6 +17,7 @@ from typing import Any
 from pipeline.errors import Problem, UcllmError
 from pipeline.events import EVENTS_FD, Reporter
 from pipeline.i18n import _
+from pipeline.runs import remove
 from pipeline.stages import module_of
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -72,10 +72,7 @@ def main() -> int:
     job = Job.load(Path(sys.argv[1]))
     stage = module_of(job.stage)
     try:
-        if job.work.is_dir() and not job.work.is_symlink():
-            shutil.rmtree(job.work)
-        else:
-            job.work.unlink(missing_ok=True)
+        remove(job.work)
         job.work.mkdir(parents=True)
         metrics = stage.run(job, report)
         problems = stage.verify(job)

@@ -48,7 +48,7 @@ def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
         inputs["model"] = Path(sources.inputs[0]).expanduser().absolute()
     else:
         inputs["model"] = sources.root / "convert" / "model"
-    data = str(sources.data) if sources.data else settings.pop("data")
+    data = settings.pop("data")
     settings["data"] = FROM_CORPUS if data == FROM_CORPUS else "file"  # the file itself is an input
     if data != FROM_CORPUS:
         inputs["data"] = Path(data).expanduser().absolute()

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -98,6 +99,14 @@ def _walk(folder: Path) -> Iterator[str]:
             yield str((Path(root) / name).relative_to(folder))
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def read_manifest(home: Path) -> dict[str, Any] | None:
     """The manifest in ``home`` if it is whole, else ``None``."""
     try:
@@ -143,15 +152,15 @@ def write_text_atomically(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def examine(plan: StagePlan) -> State:
-    """Compare what the plan wants with what the run directory holds.
+def examine(plan: StagePlan, seen: Mapping[str, Any] | None = None) -> State:
+    """Compare what the plan wants with what the run directory holds. ``seen`` are inputs that were just described.
 
     Raises :class:`UcllmError` when an input is missing.
     """
     manifest = read_manifest(plan.home)
     inputs: dict[str, Any] = {}
     for name, path in plan.inputs.items():
-        known = (manifest or {}).get("inputs", {}).get(name)
+        known = (seen or (manifest or {}).get("inputs", {})).get(name)
         try:
             inputs[name] = describe(path, known if known and known["path"] == str(path) else None)
         except OSError as error:

@@ -46,7 +46,6 @@ class Sources:
     dataset: Path | None = None
     inputs: tuple[str, ...] = ()
     tokenizer: Path | None = None
-    data: Path | None = None
     output: Path | None = None
     publish: bool = False
     #: How the user would call this stage again, with ``{repo}`` for a repository; shown where one is missing.

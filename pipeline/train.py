@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -150,7 +151,8 @@ def _bring_up_to_date(plan: runs.StagePlan, environment: Environment, observer: 
     if state.manifest is not None and not state.reason and not force:
         return StageResult(plan.stage, "up-to-date", "", str(plan.home), 0.0, state.manifest["metrics"])
     with runs.locked(plan.home) as lock:
-        state = runs.examine(plan)  # another run may have finished it while this one waited
+        # Another run may have finished it while this one waited. Inputs that are as they were are not read again.
+        state = runs.examine(plan, state.inputs)
         reason = state.reason or (_("--force was given") if force else "")
         if state.manifest is not None and not reason:
             return StageResult(plan.stage, "up-to-date", "", str(plan.home), 0.0, state.manifest["metrics"])
@@ -190,9 +192,8 @@ def _bring_up_to_date(plan: runs.StagePlan, environment: Environment, observer: 
 def _refuse_foreign(plan: runs.StagePlan) -> None:
     """Refuse to replace what lies where an output of the user's own goes, unless this run directory made it.
 
-    Raises :class:`UcllmError` before anything starts. What lies inside the run directory is ours.
+    Raises :class:`UcllmError` before anything starts.
     """
-    ours = _published(plan.home)
     problems = [
         Problem(
             "output.exists",
@@ -200,7 +201,7 @@ def _refuse_foreign(plan: runs.StagePlan) -> None:
             hint=_("Choose another `--output`, move it away, or replace it with `--force`."),
         )
         for path in plan.outputs.values()
-        if plan.home not in path.parents and str(path) not in ours and os.path.lexists(path)
+        if os.path.lexists(path) and _is_foreign(plan, path)
     ]
     if problems:
         raise UcllmError.of(problems)
@@ -209,18 +210,21 @@ def _refuse_foreign(plan: runs.StagePlan) -> None:
 def _keep_what_others_wrote(plan: runs.StagePlan, observer: Observer) -> None:
     """Put aside, not away, what would be replaced and is not what we made: other files, or ours with changes."""
     manifest = runs.read_manifest(plan.home)
-    ours = _published(plan.home)
     for name, path in plan.outputs.items():
         if not os.path.lexists(path):
             continue
-        foreign = plan.home not in path.parents and str(path) not in ours
         before = (manifest or {}).get("outputs", {}).get(name)
         altered = before is not None and runs.describe(path, before)["sha256"] != before["sha256"]
-        if foreign or altered:
+        if altered or _is_foreign(plan, path):
             aside = path.with_name(f"{path.name}.kept-{time.strftime('%Y%m%d-%H%M%S')}")
             path.rename(aside)
             text = _("What was in {path} is kept in {aside}.").format(path=path, aside=aside)
             observer.event(plan, {"event": "note", "text": text})
+
+
+def _is_foreign(plan: runs.StagePlan, path: Path) -> bool:
+    """Whether ``path`` is neither in the run directory nor something that runs in it have published."""
+    return plan.home not in path.parents and str(path) not in _published(plan.home)
 
 
 def _published(home: Path) -> set[str]:
@@ -308,19 +312,13 @@ def _publish(plan: runs.StagePlan) -> None:
         if path.is_dir() or (path.exists() and made.is_dir()):
             # A folder cannot be replaced by rename; `home` is beside it, so this is a rename too.
             aside = path.with_name(f".{path.name}.replaced")
-            _remove(aside)
+            runs.remove(aside)
             path.replace(aside)
             made.replace(path)
-            _remove(aside)
+            with contextlib.suppress(OSError):  # the new one is in place all the same
+                runs.remove(aside)
         else:
             made.replace(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def exit_code(stage: str) -> int:

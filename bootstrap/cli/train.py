@@ -34,6 +34,10 @@ TABLE = {
 ONE_INPUT = ("pretrain", "convert", "upload-pretrained", "finetune", "upload-finetuned")
 
 
+#: The setting that names the repository each upload stage publishes to.
+REPO_SETTING = {"upload-pretrained": "pretrained_repo", "upload-finetuned": "finetuned_repo"}
+
+
 class StageGroup(LazyGroup):
     """One command a stage, built from the stage's name."""
 
@@ -135,9 +139,7 @@ def _configuration(stage: str, values: Mapping[str, Any], work: Work) -> Config:
     if values.get("prompt") is not None:
         overrides["upload.prompt"] = values["prompt"]
     if values.get("repo") is not None:
-        overrides["upload.pretrained_repo" if stage == "upload-pretrained" else "upload.finetuned_repo"] = values[
-            "repo"
-        ]
+        overrides[f"upload.{REPO_SETTING[stage]}"] = values["repo"]
     overrides.update(_engines(stage, values["engine"]))
     if stage in ONE_INPUT and len(inputs) > 1:
         raise UcllmError(
@@ -218,8 +220,7 @@ def _plans(names: Sequence[str], values: Mapping[str, Any], config: Config, work
     problems: list[Problem] = []
     plans: list[StagePlan] = []
     for name in names:
-        repo = {"upload-pretrained": config.upload.pretrained_repo, "upload-finetuned": config.upload.finetuned_repo}
-        publish = bool(repo.get(name)) and _has_token()
+        publish = name in REPO_SETTING and bool(getattr(config.upload, REPO_SETTING[name])) and _has_token()
         try:
             again = _again(name, names, values)
             mine = dataclasses.replace(sources, publish=publish, command=again)
@@ -247,8 +248,7 @@ def _again(stage: str, names: Sequence[str], values: Mapping[str, Any]) -> tuple
         words += ["--prompt", values["prompt"]]
     if values["workspace"]:
         words += ["--workspace", str(values["workspace"].absolute())]
-    key = "pretrained_repo" if stage == "upload-pretrained" else "finetuned_repo"
-    return (*words, *(("--set", f"upload.{key}={{repo}}") if whole else ("--repo", "{repo}")))
+    return (*words, *(("--set", f"upload.{REPO_SETTING.get(stage)}={{repo}}") if whole else ("--repo", "{repo}")))
 
 
 def _absolute(item: str) -> str:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.checkpoints import full_disk_is_named, marking_callback, starting_point
+from pipeline.engines.watcher import watcher_class
 from pipeline.errors import UcllmError
 from pipeline.i18n import _
 from pipeline.precision import choose, use_one_gpu
@@ -228,83 +227,25 @@ def _trainer(task: Task, model: Any, precision: str, report: Reporter) -> Any:
 
 
 def _watcher(task: Task, report: Reporter) -> Any:
-    """A ``TrainerCallback`` for what a person sees: progress, speed, TensorBoard, and a loss that is not a number."""
-    from transformers import TrainerCallback
-
+    """The engine's watcher; it adds speed to each entry of the training log."""
     tokens_per_step = task.settings["global_batch_size"] * task.settings["seq_length"]
 
-    class _Watch(TrainerCallback):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.latest: dict[str, float] = {}
-            self.steps, self.seconds, self.since = 0, 0.0, 0.0
-            self.writer: Any = None
+    class _Watch(watcher_class()):  # type: ignore[misc]
+        steps: int
+        seconds: float
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            # Written anew from the history, so that a run that was continued shows each step once.
-            self.writer = _writer(task.tensorboard, report)
-            for entry in state.log_history:
-                self._write(entry)
-            self.since = time.perf_counter()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            now = time.perf_counter()
-            self.steps, self.seconds, self.since = self.steps + 1, self.seconds + now - self.since, now
-            # A logged loss is the mean since the last one: a continued run must not begin inside such a stretch.
-            control.should_log = control.should_log or control.should_save
-            report.progress(state.global_step, state.max_steps, "steps", **self.latest)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
-            entry = state.log_history[-1]
-            for name in ("loss", "eval_loss"):
-                if name in entry and not math.isfinite(entry[name]):
-                    raise _diverged(entry["step"])
-            if "loss" in entry and self.steps:
+        def shown(self, entry: dict[str, Any]) -> dict[str, float]:
+            if self.steps:
                 entry["seconds"] = self.seconds
                 entry["tokens_per_second"] = self.steps * tokens_per_step / max(self.seconds, 1e-9)
                 self.steps, self.seconds = 0, 0.0
-                self.latest = {name: entry[name] for name in ("loss", "tokens_per_second")}
-            self._write(entry)
+                return {name: entry[name] for name in ("loss", "tokens_per_second")}
+            return dict(self.latest)
 
-        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            self.since = time.perf_counter()
-
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            if self.writer is not None:
-                self.writer.flush()
-            self.since = time.perf_counter()
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            if self.writer is not None:
-                self.writer.close()
-
-        def _write(self, entry: Mapping[str, Any]) -> None:
-            names = {"loss": "train/loss", "eval_loss": "validation/loss", "learning_rate": "train/learning_rate"}
-            names.update({"grad_norm": "train/grad_norm", "tokens_per_second": "train/tokens_per_second"})
-            for key, tag in names.items():
-                if self.writer is not None and key in entry:
-                    self.writer.add_scalar(tag, entry[key], entry["step"])
-
-    return _Watch()
-
-
-def _writer(folder: Path, report: Reporter) -> Any:
-    """A TensorBoard writer to ``folder``, emptied first; ``None``, with a note, where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        report.note(_("TensorBoard is not installed here: no event files are written."))
-        return None
-    shutil.rmtree(folder, ignore_errors=True)
-    return SummaryWriter(str(folder))
-
-
-def _diverged(step: int) -> UcllmError:
-    return UcllmError(
-        "pretrain.diverged",
-        _("The loss is not a number at step {step}.").format(step=step),
-        _("The training diverged; no checkpoint holds what came of it."),
-        _("Lower `--set pretrain.learning_rate=…`, or raise `--set pretrain.warmup_steps=…`."),
-    )
+    tags = {"loss": "train/loss", "eval_loss": "validation/loss", "learning_rate": "train/learning_rate"}
+    tags.update({"grad_norm": "train/grad_norm", "tokens_per_second": "train/tokens_per_second"})
+    hint = _("Lower `--set pretrain.learning_rate=…`, or raise `--set pretrain.warmup_steps=…`.")
+    return _Watch(report, task.tensorboard, tags, "pretrain", hint)
 
 
 def _check_room(checkpoints: Path, parameters: int) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import platform
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from pipeline import checkpoints
 from pipeline.base_model import BaseModel, describe_ids, load_folder, load_from_hub, write_folder
 from pipeline.chat import IGNORED, Example, chat_template, prepare, prompt_ids
 from pipeline.engines.torch_engine import CHECKPOINT_PER_PARAMETER
+from pipeline.engines.watcher import watcher_class
 from pipeline.errors import UcllmError
 from pipeline.figures import Line, loss_curve
 from pipeline.i18n import _
@@ -63,7 +63,7 @@ def finetune(job: Job, conversations: Sequence[Conversation], report: Reporter) 
     describe_ids(base.model, base.tokenizer)
     arguments = _arguments(job, settings, precision, len(data.train))
     epoch = steps_per_epoch(settings, len(data.train))
-    watch = _watcher(report, arguments.max_steps, epoch, job.home / "tensorboard")
+    watch = _watcher(report, epoch, job.home / "tensorboard")
     trainer = trl.SFTTrainer(
         model=base.model,
         args=arguments,
@@ -207,88 +207,27 @@ def _arguments(job: Job, settings: dict[str, Any], precision: str, examples: int
     )
 
 
-def _watcher(report: Reporter, total: int, epoch: int, tensorboard: Path) -> Any:
-    """A ``TrainerCallback`` for progress, TensorBoard, the held-out loss of each epoch, and a loss that is no number.
+def _watcher(report: Reporter, epoch: int, tensorboard: Path) -> Any:
+    """The engine's watcher; it adds the held-out loss of each epoch, but the last, to the history.
 
-    ``epoch`` is its length in steps. Set ``held_out_loss`` before training; ``steps`` and ``seconds`` are those that
-    this process trained.
+    ``epoch`` is its length in steps. Set ``held_out_loss`` before training.
     """
-    from transformers import TrainerCallback
 
-    class _Watch(TrainerCallback):  # type: ignore[misc]  # transformers is not analysed: pyproject.toml
+    class _Watch(watcher_class()):  # type: ignore[misc]  # transformers is not analysed: pyproject.toml
         held_out_loss: Any = None
 
-        def __init__(self) -> None:
-            self.steps, self.seconds, self.since = 0, 0.0, 0.0
-            self.latest: dict[str, float] = {}
-            self.writer: Any = None
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  the Trainer's
-            # Written anew from the history, so that a run that was continued shows each step once.
-            self.writer = _writer(tensorboard, report)
-            for entry in state.log_history:
-                self._write(entry)
-            self.since = time.perf_counter()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            now = time.perf_counter()
-            self.steps, self.seconds, self.since = self.steps + 1, self.seconds + now - self.since, now
+        def step_ended(self, state: Any) -> None:
             # Before the step is saved, so that a run that is continued from it knows it.
-            if state.global_step % epoch == 0 and state.global_step < total:
-                self._measure(state)
-            # A logged loss is the mean since the last one: a continued run must not begin inside such a stretch.
-            control.should_log = control.should_log or control.should_save
-            report.progress(state.global_step, total, "steps", **self.latest)
-
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            entry = state.log_history[-1]
-            if "loss" in entry:
-                if not math.isfinite(entry["loss"]):
-                    raise _diverged(entry["step"])
-                self.latest = {"loss": entry["loss"]}
-            self._write(entry)
-
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            self.since = time.perf_counter()
-
-        def _measure(self, state: Any) -> None:
+            if state.global_step % epoch or state.global_step >= state.max_steps:
+                return
             loss = self.held_out_loss()
             if loss is not None:
                 state.log_history.append({"step": state.global_step, "answer_loss": loss})
-                self._write(state.log_history[-1])
+                self.write(state.log_history[-1])
             self.since = time.perf_counter()
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            if self.writer is not None:
-                self.writer.close()
-
-        def _write(self, entry: dict[str, Any]) -> None:
-            names = {"loss": "train/loss", "answer_loss": "held-out/loss", "learning_rate": "train/learning_rate"}
-            for key, tag in names.items():
-                if self.writer is not None and key in entry:
-                    self.writer.add_scalar(tag, entry[key], entry["step"])
-
-    return _Watch()
-
-
-def _writer(folder: Path, report: Reporter) -> Any:
-    """A TensorBoard writer to ``folder``, emptied first; ``None``, with a note, where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        report.note(_("TensorBoard is not installed here: no event files are written."))
-        return None
-    shutil.rmtree(folder, ignore_errors=True)
-    return SummaryWriter(str(folder))
-
-
-def _diverged(step: int) -> UcllmError:
-    return UcllmError(
-        "finetune.diverged",
-        _("The loss is not a number at step {step}.").format(step=step),
-        _("The training diverged; no checkpoint holds what came of it."),
-        _("Lower `--set finetune.learning_rate=…`."),
-    )
+    tags = {"loss": "train/loss", "answer_loss": "held-out/loss", "learning_rate": "train/learning_rate"}
+    return _Watch(report, tensorboard, tags, "finetune", _("Lower `--set finetune.learning_rate=…`."))
 
 
 def answer_loss(model: Any, examples: Sequence[Example], collate: Any, batch: int) -> float | None:

@@ -148,7 +148,7 @@ def test_a_full_disk_is_not_a_broken_connection(
     server: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_stream: io.BufferedWriter, _block: bytes, part: Path) -> None:
-        raise host._not_writable(part, OSError(errno.ENOSPC, "No space left on device"))
+        raise host.not_writable(part, OSError(errno.ENOSPC, "No space left on device"))
 
     monkeypatch.setattr(host, "_write", full)
     error = _refused(server, tmp_path / "file")

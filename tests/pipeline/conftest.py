@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,33 @@ class Quiet:
 
     def finished(self, result: StageResult) -> None:
         """Nothing to show."""
+
+
+class Killer(Quiet):
+    """Kills the stage's process, with SIGKILL, when ``when`` says so."""
+
+    def __init__(self, when: Callable[[Path], bool]) -> None:
+        super().__init__()
+        self._when = when
+        self.killed = False
+
+    def event(self, plan: runs.StagePlan, event: Mapping[str, Any]) -> None:
+        super().event(plan, event)
+        if event["event"] == "progress" and not self.killed and self._when(plan.home):
+            self.killed = True
+            os.kill(_child(plan.home), signal.SIGKILL)
+
+
+def _child(home: Path) -> int:
+    job = str(home / "job.json").encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if job in words and b"pipeline.child" in words:
+            return int(path.parent.name)
+    raise AssertionError("the stage's process is not there")
 
 
 @pytest.fixture

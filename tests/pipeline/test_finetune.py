@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from pipeline.train import Environment, StageFailed, StageResult, train
 from tests.conftest import REPOSITORY
 from tests.fake_hub import FakeHub
 from tests.pipeline import tiny_chat, tiny_model
-from tests.pipeline.conftest import Quiet, RunStage
+from tests.pipeline.conftest import Killer, Quiet, RunStage
 
 EOD = 6  # its id in every tokenizer with the published symbols
 SETTINGS = [
@@ -93,7 +92,9 @@ def data(tmp_path: Path) -> Path:
 
 def finetune(run_stage: RunStage, base: object, data: Path, *settings: str, **more: Any) -> StageResult:
     output = data.with_name("tuned")
-    return run_stage("finetune", [*SETTINGS, *settings], inputs=(str(base),), data=data, output=output, **more)
+    return run_stage(
+        "finetune", [*SETTINGS, f"finetune.data={data}", *settings], inputs=(str(base),), output=output, **more
+    )
 
 
 def refused(run_stage: RunStage, base: object, data: Path, *settings: str) -> list[Problem]:
@@ -167,10 +168,9 @@ def undisturbed(
 
 
 def train_in(folder: Path, chat: Path, python: Path, quiet: Quiet) -> StageResult:
-    sources = Sources(
-        root=folder, inputs=(str(chat / "base"),), data=write(folder / "data.jsonl", pairs()), output=folder / "tuned"
-    )
-    config = resolve("botchan-tiny", SETTINGS)
+    sources = Sources(root=folder, inputs=(str(chat / "base"),), output=folder / "tuned")
+    data = write(folder / "data.jsonl", pairs())
+    config = resolve("botchan-tiny", [*SETTINGS, f"finetune.data={data}"])
     environment = Environment(python, folder / ".ucllm", "test")
     return train([plan("finetune", config, sources)], environment, quiet)[0]
 
@@ -234,36 +234,17 @@ class Steps(Quiet):
             self.steps.append(event["done"])
 
 
-class Killer(Quiet):
-    """Kills the stage's process once it has saved a checkpoint of at least step 10."""
-
-    killed = False
-
-    def event(self, plan: runs.StagePlan, event: Mapping[str, Any]) -> None:
-        super().event(plan, event)
-        steps = [int(path.parent.name.rpartition("-")[2]) for path in plan.home.glob("checkpoints/*/*/complete.json")]
-        if event["event"] == "progress" and not self.killed and max(steps, default=0) >= 10:
-            self.killed = True
-            os.kill(child_of(plan.home), signal.SIGKILL)
-
-
-def child_of(home: Path) -> int:
-    job = str(home / "job.json").encode()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if job in words and b"pipeline.child" in words:
-            return int(path.parent.name)
-    raise AssertionError("the stage's process is not there")
+def saved_ten(home: Path) -> bool:
+    """Whether a checkpoint of at least step 10 is whole."""
+    steps = [int(path.parent.name.rpartition("-")[2]) for path in home.glob("checkpoints/*/*/complete.json")]
+    return max(steps, default=0) >= 10
 
 
 def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(
     undisturbed: tuple[StageResult, Quiet, Path], chat: Path, env_python: Path, tmp_path: Path
 ) -> None:
     whole, _quiet, folder = undisturbed
-    killer = Killer()
+    killer = Killer(saved_ten)
     with pytest.raises(StageFailed, match="finetune"):
         train_in(tmp_path, chat, env_python, killer)
     assert killer.killed
@@ -334,10 +315,10 @@ def test_bad_data_is_told_before_the_model_is_loaded(run_stage: RunStage, tmp_pa
 
 
 def test_a_length_that_the_model_cannot_read(run_stage: RunStage, chat: Path, data: Path) -> None:
-    config = resolve("botchan-tiny", SETTINGS)
+    config = resolve("botchan-tiny", [*SETTINGS, f"finetune.data={data}"])
     config.finetune.max_seq_length = tiny_chat.POSITIONS + 1
     with pytest.raises(StageFailed) as caught:
-        run_stage("finetune", config=config, inputs=(str(chat / "base"),), data=data, output=data.with_name("tuned"))
+        run_stage("finetune", config=config, inputs=(str(chat / "base"),), output=data.with_name("tuned"))
     problem = caught.value.error.problems[0]
     assert problem.code == "finetune.too-long"
     assert str(tiny_chat.POSITIONS) in problem.what

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import signal
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from pipeline.pretrain import estimate, plan
 from pipeline.recipe import resolve
 from pipeline.stages import Sources
 from pipeline.train import Environment, StageFailed, StageResult, train
-from tests.pipeline.conftest import Quiet
+from tests.pipeline.conftest import Killer, Quiet
 
 TEXT = "The cat sat on the mat. The dog ran after the cat, and the cat ran up a tree.\nWho let the dog out?\n"
 SETTINGS = (
@@ -95,33 +93,6 @@ class Steps(Quiet):
         super().event(plan, event)
         if event["event"] == "progress":
             self.steps.append(int(event["done"]))
-
-
-class Killer(Quiet):
-    """Kills the stage's process, with SIGKILL, when ``when`` says so."""
-
-    def __init__(self, when: Callable[[Path], bool]) -> None:
-        super().__init__()
-        self._when = when
-        self.killed = False
-
-    def event(self, plan: runs.StagePlan, event: Mapping[str, Any]) -> None:
-        super().event(plan, event)
-        if event["event"] == "progress" and not self.killed and self._when(plan.home):
-            self.killed = True
-            os.kill(_child(plan.home), signal.SIGKILL)
-
-
-def _child(home: Path) -> int:
-    job = str(home / "job.json").encode()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if job in words and b"pipeline.child" in words:
-            return int(path.parent.name)
-    raise AssertionError("the stage's process is not there")
 
 
 def saved(home: Path) -> list[int]:
