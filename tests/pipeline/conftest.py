@@ -35,6 +35,19 @@ class Quiet:
         """Nothing to show."""
 
 
+class Steps(Quiet):
+    """Keeps the notes, and the steps that were reported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+
+    def event(self, plan: runs.StagePlan, event: Mapping[str, Any]) -> None:
+        super().event(plan, event)
+        if event["event"] == "progress":
+            self.steps.append(event["done"])
+
+
 class Killer(Quiet):
     """Kills the stage's process, with SIGKILL, when ``when`` says so."""
 

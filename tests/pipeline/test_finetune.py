@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pipeline.train import Environment, StageFailed, StageResult, train
 from tests.conftest import REPOSITORY
 from tests.fake_hub import FakeHub
 from tests.pipeline import tiny_chat, tiny_model
-from tests.pipeline.conftest import Killer, Quiet, RunStage
+from tests.pipeline.conftest import Killer, Quiet, RunStage, Steps
 
 EOD = 6  # its id in every tokenizer with the published symbols
 SETTINGS = [
@@ -219,19 +219,6 @@ def test_what_lies_in_the_folders(undisturbed: tuple[StageResult, Quiet, Path], 
 def test_nothing_is_done_twice(undisturbed: tuple[StageResult, Quiet, Path], chat: Path, env_python: Path) -> None:
     _result, _quiet, folder = undisturbed
     assert train_in(folder, chat, env_python, Quiet()).state == "up-to-date"
-
-
-class Steps(Quiet):
-    """Keeps the notes, and the steps that were reported."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps: list[int] = []
-
-    def event(self, plan: runs.StagePlan, event: Mapping[str, Any]) -> None:
-        super().event(plan, event)
-        if event["event"] == "progress":
-            self.steps.append(event["done"])
 
 
 def saved_ten(home: Path) -> bool:

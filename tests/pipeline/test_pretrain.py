@@ -7,19 +7,17 @@ import math
 import shutil
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import runs
 from pipeline.config import Config
 from pipeline.pretrain import estimate, plan
 from pipeline.recipe import resolve
 from pipeline.stages import Sources
 from pipeline.train import Environment, StageFailed, StageResult, train
-from tests.pipeline.conftest import Killer, Quiet
+from tests.pipeline.conftest import Killer, Quiet, Steps
 
 TEXT = "The cat sat on the mat. The dog ran after the cat, and the cat ran up a tree.\nWho let the dog out?\n"
 SETTINGS = (
@@ -80,19 +78,6 @@ def pretrain(
 
 def history(result: StageResult) -> dict[str, Any]:
     return dict(json.loads((Path(result.run_dir) / "history.json").read_text(encoding="utf-8")))
-
-
-class Steps(Quiet):
-    """Keeps the steps that were reported."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps: list[int] = []
-
-    def event(self, plan: runs.StagePlan, event: Mapping[str, Any]) -> None:
-        super().event(plan, event)
-        if event["event"] == "progress":
-            self.steps.append(int(event["done"]))
 
 
 def saved(home: Path) -> list[int]:
