@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,10 @@ OK, WARN, FAIL, BLOCKED, UNKNOWN, SKIPPED = "ok", "warn", "fail", "blocked", "un
 
 @dataclass(frozen=True)
 class Remedy:
-    """What helps. ``commands`` are exact; ``automatic`` is true only for what ``doctor --fix`` does itself, safely."""
+    """What helps. ``commands`` are exact; ``automatic`` is true only for what ``doctor --fix`` does itself, safely.
+
+    ``needs`` says what the user must have for it: ``root``, ``network``, ``restart``, ``shell``.
+    """
 
     text: str
     commands: tuple[str, ...] = ()
@@ -38,3 +42,31 @@ class Finding:
     def as_json(self) -> dict[str, Any]:
         """The finding with the keys of DESIGN section 3."""
         return dataclasses.asdict(self)
+
+
+# What checks return, each in one line. The id is left to the runner, which knows whose check it called.
+
+
+def ok(summary: str, *evidence: str) -> Finding:
+    """All is well; ``summary`` says what was found."""
+    return Finding("", OK, summary, evidence)
+
+
+def warn(summary: str, evidence: Sequence[str], remedy: Remedy | None = None) -> Finding:
+    """It works, but a user should know."""
+    return Finding("", WARN, summary, tuple(evidence), remedy)
+
+
+def fail(summary: str, evidence: Sequence[str], remedy: Remedy | None = None) -> Finding:
+    """What the profile needs is not so."""
+    return Finding("", FAIL, summary, tuple(evidence), remedy)
+
+
+def unknown(summary: str, evidence: Sequence[str] = (), remedy: Remedy | None = None) -> Finding:
+    """It is needed, and could not be checked; ``summary`` says why."""
+    return Finding("", UNKNOWN, summary, tuple(evidence), remedy)
+
+
+def skipped(summary: str, *evidence: str) -> Finding:
+    """It does not apply here; ``summary`` says why."""
+    return Finding("", SKIPPED, summary, evidence)

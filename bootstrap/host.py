@@ -1,4 +1,4 @@
-"""The one door per side effect of the tool: run a process, fetch a file, move something aside."""
+"""The one door per side effect of the tool: run a process, fetch a file."""
 
 from __future__ import annotations
 
@@ -101,14 +101,13 @@ def kept_open(descriptor: int) -> Iterator[None]:
         _kept.remove(descriptor)
 
 
-def move_aside(path: Path, backups: Path) -> Path:
-    """Move ``path`` into ``backups`` under a name of its own and return that; nothing is ever deleted."""
+def free_name(path: Path, backups: Path) -> Path:
+    """A name of its own for ``path`` in ``backups``, which is made: nothing is ever deleted or written over."""
     backups.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for number in range(1000):
         target = backups / (f"{path.name}-{stamp}" + (f"-{number}" if number else ""))
-        if not target.exists():
-            path.rename(target)
+        if not os.path.lexists(target):
             return target
     raise FileExistsError(backups)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pipeline.errors import UcllmError, did_you_mean
 from pipeline.i18n import _
@@ -38,8 +39,118 @@ class TorchSource:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """A GPU to plan for where none can be seen, as on a login node. ``memory_gb`` is in 10^9 bytes."""
+
+    name: str
+    capability: str
+    memory_gb: float
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the machine must offer: ``disk_gb`` in the workspace, ``tmp_gb``, ``home_gb`` (10^9 bytes), ``glibc``.
+
+    ``memory_gb`` is for the whole, ``memory_gb_per_job`` for each compiler that runs beside others; ``shm_gb`` for each
+    GPU.
+    """
+
+    machines: tuple[str, ...] = ("x86_64", "aarch64")
+    glibc: str = "2.17"
+    disk_gb: float = 5
+    tmp_gb: float = 1
+    home_gb: float = 0
+    memory_gb: float = 4
+    memory_gb_per_job: float = 4
+    shm_gb: float = 0
+    open_files: int = 1024
+    processes: int = 1024
+    port: int = 29500
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """The CUDA toolkit that builds: ``driver`` is the oldest driver that runs it, ``newest_gcc`` what nvcc accepts.
+
+    ``architectures`` are those nvcc compiles for (``80``). ``in_env``: it is part of the environment, not the system's.
+    """
+
+    version: str
+    driver: str
+    newest_gcc: int
+    architectures: tuple[str, ...]
+    in_env: bool = False
+
+
+@dataclass(frozen=True)
+class TorchBuild:
+    """The torch that must be there: its version, the CUDA it was built for, and the architectures it has code for."""
+
+    version: str
+    cuda: str = ""
+    architectures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Conda:
+    """Miniconda and the environment's conda packages, ``name`` to ``version=build`` (a build may be left out)."""
+
+    version: str
+    installer: str
+    sha256: str
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Deepspeed:
+    """DeepSpeed: its version, the ops that must be built, and those the guide leaves out."""
+
+    version: str
+    ops: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Apex:
+    """apex: the compiled modules it must have."""
+
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FlashAttention:
+    """flash-attn: its version and the least compute capability (``8.0``)."""
+
+    version: str
+    min_capability: str = "8.0"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A git checkout in the workspace: ``folder`` there, pinned to ``commit``; ``tag`` names it for people."""
+
+    url: str
+    folder: str
+    tag: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class Window:
+    """The versions of a package that the pinned sources work with, and why."""
+
+    versions: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Profile:
-    """What must be true. ``requirements`` are ids in the order of Step 0."""
+    """What must be true. ``requirements`` are ids in the order of Step 0; the ``optional`` ones can at most warn.
+
+    ``env_kind`` is ``venv``, ``conda`` or ``adopt`` (the Python that is there). Tables that a profile lacks are
+    ``None``: it needs nothing of that kind.
+    """
 
     name: str
     description: str
@@ -48,9 +159,21 @@ class Profile:
     engines: Mapping[str, str]
     requirements: tuple[str, ...]
     pythons: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    env_kind: str = "venv"
     pins: tuple[Pin, ...] = ()
     torch: TorchSource | None = None
     sizes: Mapping[str, float] = field(default_factory=dict)
+    machine: Needs = Needs()
+    gpu: Gpu | None = None
+    cuda: Cuda | None = None
+    torch_build: TorchBuild | None = None
+    conda: Conda | None = None
+    deepspeed: Deepspeed | None = None
+    apex: Apex | None = None
+    flash_attention: FlashAttention | None = None
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    windows: Mapping[str, Window] = field(default_factory=dict)
 
     def pins_for(self, python: str) -> list[Pin]:
         """The pins that hold for a ``3.12``-like Python on this kind of machine."""
@@ -91,8 +214,9 @@ def load(name: str) -> Profile:
         )
     folder = locks_dir() / name
     data = load_toml(folder / "profile.toml")
-    torch = TorchSource(**data["torch"]) if "torch" in data else None
-    locks = [*data["packages"]["locks"], *([torch.lock] if torch else [])]
+    torch = _table(TorchSource, data, "torch")
+    packages = data.get("packages", {})
+    locks = [*packages.get("locks", ()), *([torch.lock] if torch else [])]
     return Profile(
         name=name,
         description=data["description"],
@@ -100,11 +224,33 @@ def load(name: str) -> Profile:
         recipe=data["recipe"],
         engines=data["engines"],
         requirements=tuple(data["requirements"]),
+        optional=tuple(data.get("optional", ())),
         pythons=tuple(data["python"]["versions"]),
+        env_kind=data["python"].get("kind", "venv"),
         pins=tuple(pin for lock in locks for pin in read_lock(folder / lock)),
         torch=torch,
-        sizes=data["packages"].get("sizes", {}),
+        sizes=packages.get("sizes", {}),
+        machine=_table(Needs, data, "machine") or Needs(),
+        gpu=_table(Gpu, data, "gpu"),
+        cuda=_table(Cuda, data, "cuda"),
+        torch_build=_table(TorchBuild, data, "torch_build"),
+        conda=_table(Conda, data, "conda"),
+        deepspeed=_table(Deepspeed, data, "deepspeed"),
+        apex=_table(Apex, data, "apex"),
+        flash_attention=_table(FlashAttention, data, "flash_attention"),
+        sources={key: Source(**value) for key, value in data.get("sources", {}).items()},
+        windows={key: Window(**value) for key, value in data.get("windows", {}).items()},
     )
+
+
+T = TypeVar("T")
+
+
+def _table(kind: Callable[..., T], data: Mapping[str, Any], name: str) -> T | None:
+    """A table of the profile as its dataclass, lists as tuples; ``None`` if the profile has none."""
+    if name not in data:
+        return None
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in data[name].items()})
 
 
 _PIN = re.compile(

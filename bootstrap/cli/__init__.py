@@ -20,6 +20,7 @@ from pipeline.i18n import DOMAIN, LOCALE_DIR, N_, _, language
 COMMANDS = {
     "setup": ("bootstrap.cli.setup", N_("Make the environment: everything Step 0 does, resumable and verified.")),
     "doctor": ("bootstrap.cli.doctor", N_("Say what is true, what is wrong and what repairs it; --fix repairs it.")),
+    "undo": ("bootstrap.cli.undo", N_("Put back what a fix moved aside.")),
     "train": ("bootstrap.cli.train", N_("Run steps 1 to 5: tokenizer, corpus, pretrain, convert, fine-tune, upload.")),
 }
 

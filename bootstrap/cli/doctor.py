@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from bootstrap.cli.base import Report, choose_profile, common_options, finish, style
-from bootstrap.cli.work import Work, mend_and_report, open_work
+from bootstrap.cli.base import Chosen, Report, choose_profile, common_options, finish
+from bootstrap.cli.doctor_text import render, render_explanation, render_list, render_plan
+from bootstrap.cli.work import Work, choose, describe, header, mend_and_report, open_work
+from bootstrap.findings import BLOCKED, OK, Finding
+from bootstrap.requirements import DEEP, QUICK, SMOKE, Action, Requirement
+from pipeline.errors import Problem, UcllmError, did_you_mean
 from pipeline.i18n import _
-
-MARKS = {"ok": "✓", "warn": "!", "fail": "✗", "blocked": "·", "unknown": "?", "skipped": "-"}
-COLORS = {
-    "ok": "green",
-    "warn": "yellow",
-    "fail": "red",
-    "blocked": "bright_black",
-    "unknown": "yellow",
-    "skipped": "bright_black",
-}
 
 
 @click.command(help=_("Say what is true, what is wrong and what repairs it."))
@@ -28,6 +23,18 @@ COLORS = {
 @click.option("--yes", is_flag=True, help=_("Do not ask before repairing."))
 @click.option("--dry-run", is_flag=True, help=_("With --fix: show what would be done, and exit as the check does."))
 @click.option("--strict", is_flag=True, help=_("Exit 1 for warnings too."))
+@click.option("--deep", is_flag=True, help=_("Also import, hash files, and look into built libraries."))
+@click.option("--smoke", is_flag=True, help=_("Also train two steps; includes --deep."))
+@click.option("--only", metavar="ID", multiple=True, help=_("Look at this only, and at what it needs. Repeatable."))
+@click.option("--skip", metavar="ID", multiple=True, help=_("Do not look at this. Repeatable."))
+@click.option("--list", "listing", is_flag=True, help=_("List what the profile asks for, and check nothing."))
+@click.option("--explain", metavar="ID", help=_("Say what a check is about, why, and where the guide asks for it."))
+@click.option(
+    "--save-facts", type=click.Path(path_type=Path, dir_okay=False), help=_("Write what was read to this file.")
+)
+@click.option(
+    "--facts", "facts_file", type=click.Path(path_type=Path, dir_okay=False), help=_("Check a saved file instead.")
+)
 @common_options
 def command(
     *,
@@ -35,6 +42,14 @@ def command(
     yes: bool,
     dry_run: bool,
     strict: bool,
+    deep: bool,
+    smoke: bool,
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    listing: bool,
+    explain: str | None,
+    save_facts: Path | None,
+    facts_file: Path | None,
     workspace: Path | None,
     profile: str | None,
     as_json: bool,
@@ -43,73 +58,138 @@ def command(
     """Check, and with --fix repair."""
     from bootstrap import runner
 
-    work = open_work("doctor", workspace, profile, choose_profile)
-    findings = runner.diagnose(work.profile, work.facts, work.requirements)
+    if explain:
+        _explain(explain, workspace, profile, as_json=as_json)
+    if listing:
+        _list(workspace, profile, as_json=as_json)
+    if facts_file and (fix or save_facts):
+        what = _("--facts checks another machine's facts: nothing can be repaired or saved here.")
+        raise UcllmError("usage", what, hint=_("Leave out --fix and --save-facts."))
+    tier = SMOKE if smoke else DEEP if deep else QUICK
+    work = _open(workspace, profile, facts_file, only, skip, tier, as_json=as_json, everything=save_facts is not None)
+    if save_facts:
+        from bootstrap.facts import files
+
+        files.save(work.facts, save_facts)
+    findings = _shown(work.findings(), only)
     code = runner.exit_code(findings, strict=strict)
-    if fix and code in (1, 3) and not dry_run and (yes or _confirmed(work, as_json=as_json)):
-        mend_and_report(work, "doctor", as_json=as_json, failed_code=4, text=render, strict=strict)
-    data = work.data(findings)
-    if fix and code:
-        data["plan"] = work.plan()
     status = "ok" if code == 0 else "problems"
-    finish(Report("doctor", status, code, data), as_json=as_json, text=render)
+    if fix:
+        plan = work.plan(warnings=True)
+        terminal = not as_json and sys.stdin.isatty() and sys.stdout.isatty()
+        if plan and not dry_run and (yes or terminal):
+            mend_and_report(
+                work,
+                as_json=as_json,
+                failed_code=4,
+                text=render,
+                strict=strict,
+                warnings=True,
+                confirm=_yes if yes else _ask,
+            )
+        finish(Report("doctor", status, code, {**work.data(findings), "plan": plan}), as_json=as_json, text=render)
+    finish(Report("doctor", status, code, work.data(findings)), as_json=as_json, text=render)
 
 
-def _confirmed(work: Work, *, as_json: bool) -> bool:
-    """Ask on a terminal; without one, ``--fix`` needs ``--yes`` and only its plan is shown."""
-    import sys
+def _open(
+    workspace: Path | None,
+    profile: str | None,
+    facts_file: Path | None,
+    only: Sequence[str],
+    skip: Sequence[str],
+    tier: str,
+    *,
+    as_json: bool,
+    everything: bool,
+) -> Work:
+    """Collect the facts, or read them from a file."""
+    if facts_file is None:
+        _place, loaded, _chosen = choose(workspace, profile, choose_profile)
+        wanted = _wanted(loaded.requirements, only, skip)
+        return open_work(
+            "doctor",
+            workspace,
+            profile,
+            choose_profile,
+            wanted,
+            tier=tier,
+            announce=not as_json,
+            everything=everything,
+        )
+    from bootstrap import requirements
+    from bootstrap.facts import files
 
-    if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return False
-    click.echo(render_plan(work.plan()))
+    facts = files.load(facts_file)
+    named = profile or facts.profile
+    place, loaded, chosen = choose(workspace, named, choose_profile)
+    if not profile:
+        chosen = Chosen(loaded.name, _("the facts were collected for it"))
+    place = dataclasses.replace(place, root=Path(facts.workspace))
+    if not as_json:
+        click.echo(header(place, loaded, chosen))
+    wanted = _wanted(loaded.requirements, only, skip)
+    return Work("doctor", place, loaded, chosen, facts, requirements.load(wanted), tier)
+
+
+def _wanted(known: Sequence[str], only: Sequence[str], skip: Sequence[str]) -> list[str]:
+    """The ids to check, in order; with ``--only`` also those that they need. Raises for ids that are not there."""
+    from bootstrap import requirements
+
+    problems = [
+        Problem("usage", _("This profile has no check `{id}`.").format(id=item), hint=did_you_mean(item, known))
+        for item in (*only, *skip)
+        if item not in known
+    ]
+    if problems:
+        raise UcllmError.of(problems)
+    wanted = set(only or known)
+    grown: set[str] = set()
+    while grown != wanted:
+        grown = set(wanted)
+        wanted |= {need for item in requirements.load(sorted(grown)) for need in item.needs if need in known}
+    return [item for item in known if item in wanted - set(skip)]
+
+
+def _shown(findings: list[Finding], only: Sequence[str]) -> list[Finding]:
+    """With ``--only``: what was asked for, and what it waits for."""
+    if not only:
+        return findings
+    blocking = {blocker for item in findings if item.status == BLOCKED for blocker in item.blocked_by}
+    return [item for item in findings if item.id in only or (item.id in blocking and item.status != OK)]
+
+
+def _list(workspace: Path | None, profile: str | None, *, as_json: bool) -> None:
+    from bootstrap import requirements
+
+    _place, loaded, _chosen = choose(workspace, profile, choose_profile)
+    listed = [describe(item, loaded) for item in requirements.load(loaded.requirements)]
+    finish(
+        Report("doctor", "ok", 0, {"profile": loaded.name, "requirements": listed}), as_json=as_json, text=render_list
+    )
+
+
+def _explain(wanted: str, workspace: Path | None, profile: str | None, *, as_json: bool) -> None:
+    from bootstrap import profiles, requirements
+
+    loaded = [profiles.load(name) for name in profiles.profile_names()]
+    known = list(dict.fromkeys(item for one in loaded for item in one.requirements))
+    if wanted not in known:
+        raise UcllmError("usage", _("There is no check `{id}`.").format(id=wanted), hint=did_you_mean(wanted, known))
+    _place, mine, _chosen = choose(workspace, profile, choose_profile)
+    asking = [one for one in loaded if wanted in one.requirements]
+    described = describe(requirements.load([wanted])[0], mine if mine in asking else asking[0])
+    data = {"requirement": {**described, "profiles": [one.name for one in asking]}}
+    finish(Report("doctor", "ok", 0, data), as_json=as_json, text=render_explanation)
+
+
+def _yes(_requirement: Requirement, _actions: Sequence[Action]) -> bool:
+    return True
+
+
+def _ask(requirement: Requirement, actions: Sequence[Action]) -> bool:
+    """Show one fix and ask for it."""
+    plan = [
+        {"requirement": requirement.id, "action": action.text, "commands": list(action.commands)} for action in actions
+    ]
+    click.echo(render_plan(plan))
     return click.confirm(_("Do this?"))
-
-
-def render_plan(plan: list[dict[str, Any]]) -> str:
-    """The plan as text: each action, and its exact commands."""
-    lines = [_("What --fix would do:")]
-    for action in plan:
-        lines.append(f"  {action['requirement']}: {action['action']}")
-        lines += [f"      $ {line}" for line in action["commands"]]
-    return "\n".join(lines)
-
-
-def render(data: Mapping[str, Any]) -> str:
-    """The findings as text: failures first, each with its evidence and remedy; the fix command last."""
-    header = _("Profile {profile} ({reason}), workspace {workspace}").format(
-        profile=data["profile"]["name"], reason=data["profile"]["reason"], workspace=data["workspace"]
-    )
-    lines = [header, ""]
-    findings = sorted(
-        data["findings"],
-        key=lambda item: (
-            ["fail", "unknown", "warn"].index(item["status"]) if item["status"] in ("fail", "unknown", "warn") else 3
-        ),
-    )
-    width = max((len(item["id"]) for item in findings), default=0)
-    for item in findings:
-        mark = style(MARKS[item["status"]], COLORS[item["status"]])
-        lines.append(f"  {mark} {item['id']:<{width}}  {item['summary']}")
-        if item["status"] in ("fail", "unknown", "warn"):
-            lines += [f"      {line}" for line in item["evidence"]]
-            if item["remedy"]:
-                lines.append("      " + _("remedy: {text}").format(text=item["remedy"]["text"]))
-    counts = {status: sum(item["status"] == status for item in findings) for status in MARKS}
-    lines += ["", _summary(counts)]
-    if data.get("plan"):
-        lines += ["", render_plan(data["plan"]), "", _("Do it with: `ucllm doctor --fix --yes`")]
-    elif any(item["status"] == "fail" and item["remedy"] and item["remedy"]["automatic"] for item in findings):
-        lines += [_("Repair with: `ucllm doctor --fix`")]
-    return "\n".join(lines)
-
-
-def _summary(counts: Mapping[str, int]) -> str:
-    names = {
-        "ok": _("{n} fine"),
-        "warn": _("{n} warnings"),
-        "fail": _("{n} failed"),
-        "blocked": _("{n} waiting"),
-        "unknown": _("{n} could not be checked"),
-        "skipped": _("{n} skipped"),
-    }
-    return ", ".join(names[status].format(n=count) for status, count in counts.items() if count)

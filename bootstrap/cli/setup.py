@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from bootstrap.cli import doctor
+from bootstrap.cli import doctor_text
 from bootstrap.cli.base import Report, choose_profile, common_options, finish
 from bootstrap.cli.work import mend_and_report, open_work
 from pipeline.i18n import _
@@ -32,20 +32,19 @@ def command(
 
     from bootstrap import runner
 
-    work = open_work("setup", workspace, profile, choose_profile)
-    findings = runner.diagnose(work.profile, work.facts, work.requirements)
+    work = open_work("setup", workspace, profile, choose_profile, announce=not as_json)
+    findings = work.findings()
     if dry_run:
         data = {**work.data(findings), "plan": work.plan()}
         finish(Report("setup", "planned", 0, data), as_json=as_json, text=_render)
     if runner.exit_code(findings) == 0 and work.workspace.recorded_profile() == work.profile.name:
         finish(Report("setup", "ok", 0, {**work.data(findings), "actions": []}), as_json=as_json, text=_render)
     if not yes and not as_json and sys.stdin.isatty() and sys.stdout.isatty():
-        click.echo(doctor.render_plan(work.plan()))
+        click.echo(doctor_text.render_plan(work.plan()))
         if not click.confirm(_("Do this in {path}?").format(path=work.workspace.root), default=True):
             raise click.Abort
     mend_and_report(
         work,
-        "setup",
         as_json=as_json,
         failed_code=10,
         text=_render,
@@ -54,9 +53,9 @@ def command(
 
 
 def _render(data: Mapping[str, Any]) -> str:
-    text = doctor.render({**data, "plan": []})
+    text = doctor_text.render({**data, "plan": []})
     if data.get("plan"):
-        return text + "\n\n" + doctor.render_plan(data["plan"])
+        return text + "\n\n" + doctor_text.render_plan(data["plan"])
     if all(item["status"] in ("ok", "skipped", "warn") for item in data["findings"]):
         return text + "\n" + _("Next: `ucllm train all`")
     return text

@@ -327,7 +327,7 @@ def _dry_run(
         "stages": [],
         "plans": starts,
         "findings": [finding.as_json() for finding in findings],
-        "estimate": estimate(config, work.facts.host.cores or 1),
+        "estimate": estimate(config, work.facts.machine.cores or 1),
     }
     if len(starts) == 1:
         data["launch"] = starts[0]["launch"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from bootstrap import host, profiles, requirements, runner
 from bootstrap import workspace as workspaces
 from bootstrap.cli.base import Chosen, Report, finish
 from bootstrap.facts import Facts
-from bootstrap.facts.collect import collect
+from bootstrap.facts.collect import TIMEOUTS_S, collect
 from bootstrap.findings import Finding
 from bootstrap.profiles import Profile
-from bootstrap.requirements import Action, Requirement
+from bootstrap.requirements import QUICK, TIERS, Action, Requirement
 from bootstrap.workspace import Workspace
 from pipeline.errors import UcllmError
 from pipeline.i18n import _
@@ -36,37 +37,99 @@ class Work:
     chosen: Chosen
     facts: Facts
     requirements: list[Requirement]
+    tier: str = QUICK
 
     def data(self, findings: Sequence[Finding]) -> dict[str, Any]:
         """The report's data."""
         return {
             "workspace": str(self.workspace.root),
             "profile": {"name": self.profile.name, "reason": self.chosen.reason},
+            "requirements": [describe(item, self.profile) for item in self.requirements],
             "findings": [finding.as_json() for finding in findings],
         }
 
-    def plan(self) -> list[dict[str, Any]]:
+    def findings(self) -> list[Finding]:
+        """Every check's outcome on the facts at hand."""
+        return runner.diagnose(self.profile, self.facts, self.requirements, self.tier)
+
+    def collect(self) -> Facts:
+        """The facts as they are now."""
+        return collect(self.profile, self.workspace, sections_for(self.requirements, self.tier))
+
+    def plan(self, *, warnings: bool = False) -> list[dict[str, Any]]:
         """What fixing would do now, as JSON."""
+        planned = runner.plans(
+            self.profile, self.facts, self.requirements, self.workspace, tier=self.tier, warnings=warnings
+        )
         return [
             {"requirement": requirement.id, "action": action.text, "commands": list(action.commands)}
-            for requirement, actions in runner.plans(self.profile, self.facts, self.requirements, self.workspace)
+            for requirement, actions in planned
             for action in actions
         ]
+
+
+def describe(requirement: Requirement, profile: Profile) -> dict[str, Any]:
+    """A requirement as JSON: what must be true, why, and where in the guide it comes from."""
+    return {
+        "id": requirement.id,
+        "title": _(requirement.title),
+        "why": _(requirement.why),
+        "step": requirement.step,
+        "tier": requirement.tier,
+        "optional": requirement.id in profile.optional,
+        "needs": [item for item in requirement.needs if item in profile.requirements],
+        "fixable": requirement.plan is not None,
+    }
+
+
+def choose(
+    workspace: Path | None, profile: str | None, chooser: Callable[[str | None, str], Chosen]
+) -> tuple[Workspace, Profile, Chosen]:
+    """Which workspace and which profile, before anything is read of the machine."""
+    place = workspaces.find(workspace)
+    chosen = chooser(profile, place.recorded_profile())
+    return place, profiles.load(chosen.name), chosen
 
 
 def open_work(
     command: str,
     workspace: Path | None,
     profile: str | None,
-    choose: Callable[[str | None, str], Chosen],
+    chooser: Callable[[str | None, str], Chosen],
     only: Sequence[str] | None = None,
+    *,
+    tier: str = QUICK,
+    announce: bool = False,
+    everything: bool = False,
 ) -> Work:
-    """Choose workspace and profile and collect the facts; ``only`` limits the requirements, with what they need."""
-    place = workspaces.find(workspace)
-    chosen = choose(profile, place.recorded_profile())
-    loaded = profiles.load(chosen.name)
-    wanted = requirements.load(tuple(item for item in loaded.requirements if only is None or item in only))
-    return Work(command, place, loaded, chosen, collect(loaded, place), wanted)
+    """Choose workspace and profile and collect the facts; ``only`` limits the requirements.
+
+    ``announce`` prints the first line of the report before anything slow begins. ``everything`` collects also what
+    none of the requirements reads.
+    """
+    place, loaded, chosen = choose(workspace, profile, chooser)
+    if announce:
+        click.echo(header(place, loaded, chosen))
+        sys.stdout.flush()
+    wanted = requirements.load(item for item in loaded.requirements if only is None or item in only)
+    sections = sections_for(wanted, tier)
+    if everything:
+        sections = tuple(dict.fromkeys((*TIMEOUTS_S, *sections)))
+    facts = collect(loaded, place, sections)
+    return Work(command, place, loaded, chosen, facts, wanted, tier)
+
+
+def header(workspace: Workspace, profile: Profile, chosen: Chosen) -> str:
+    """The first line of a report."""
+    return _("Profile {profile} ({reason}), workspace {workspace}").format(
+        profile=profile.name, reason=chosen.reason, workspace=workspace.root
+    )
+
+
+def sections_for(wanted: Sequence[Requirement], tier: str = QUICK) -> tuple[str, ...]:
+    """The sections of the facts that these requirements read in this tier."""
+    upto = TIERS[: TIERS.index(tier) + 1]
+    return tuple(dict.fromkeys(name for item in wanted if item.tier in upto for name in item.reads))
 
 
 @contextlib.contextmanager
@@ -138,15 +201,17 @@ class Teller:
 
 def mend_and_report(
     work: Work,
-    command: str,
     *,
     as_json: bool,
     failed_code: int,
     text: Callable[[Mapping[str, Any]], str],
     before: Callable[[], None] = lambda: None,
     strict: bool = False,
+    warnings: bool = False,
+    confirm: Callable[[Requirement, Sequence[Action]], bool] = lambda _requirement, _actions: True,
 ) -> None:
     """Fix what fails, check again, print the report and leave. ``failed_code`` is for a fix that did not help."""
+    command = work.command
     teller = Teller()
     try:
         with changing(work.workspace):
@@ -156,15 +221,17 @@ def mend_and_report(
                 work.workspace,
                 work.requirements,
                 # The facts are read again: whoever held the workspace before may have changed it.
-                collect(work.profile, work.workspace),
-                lambda: collect(work.profile, work.workspace),
+                work.collect(),
+                work.collect,
                 teller,
+                tier=work.tier,
+                warnings=warnings,
+                confirm=confirm,
             )
     except (UcllmError, OSError) as failure:
         error = failure if isinstance(failure, UcllmError) else _not_writable(work.workspace, failure)
         teller.close()
-        facts = collect(work.profile, work.workspace)
-        findings: Sequence[Finding] = runner.diagnose(work.profile, facts, work.requirements)
+        findings = runner.diagnose(work.profile, work.collect(), work.requirements, work.tier)
         report = Report(command, "failed", failed_code, work.data(findings), error.problems)
         finish(report, as_json=as_json, text=text)
         return

@@ -1,4 +1,9 @@
-"""What is true, collected once, read-only, as JSON. Collectors are the only readers of the machine."""
+"""What is true, collected once, read-only, as JSON. Collectors are the only readers of the machine.
+
+One dataclass a section, one module of the same name a collector (:mod:`bootstrap.facts.collect` runs them). Sizes are
+bytes. ``None`` means that the value could not be read. A section that could not be collected at all keeps its defaults
+and has the reason in :attr:`Facts.errors`; checks that read it become ``unknown`` without being asked.
+"""
 
 from __future__ import annotations
 
@@ -18,50 +23,429 @@ class Interpreter:
 
 
 @dataclass(frozen=True)
-class HostFacts:
-    """The machine. Sizes are bytes; ``None`` means that it could not be read, and ``errors`` says why."""
+class Disk:
+    """The file system that holds ``path`` (which need not exist yet: then it is its nearest parent's).
+
+    ``kind`` is the file system's type as in ``/proc/mounts``; ``noexec`` is true where no program may be run from it.
+    """
+
+    path: str
+    free: int | None = None
+    total: int | None = None
+    inodes_free: int | None = None
+    noexec: bool | None = None
+    writable: bool | None = None
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """The machine without its GPUs and programs.
+
+    ``disks`` has ``workspace``, ``tmp`` (``TMPDIR``), ``home`` and ``shm`` (``/dev/shm``). ``limits`` are soft limits
+    of this process: ``open_files``, ``processes``, ``memlock`` (bytes); -1 is unlimited. ``encoding`` is the locale's.
+    ``scheduler`` is ``slurm``, ``sge``, ``pbs`` or empty: the one whose commands or job are here. ``variables`` are
+    the environment variables that checks look at; none of them holds a secret (:mod:`bootstrap.facts.machine`).
+    ``container`` names the kind of container this runs in, if any.
+    """
 
     system: str = ""
     machine: str = ""
+    libc: str = ""
     cores: int | None = None
+    memory_total: int | None = None
     memory_available: int | None = None
-    disk_free: int | None = None
-    workspace_writable: bool | None = None
-    interpreters: tuple[Interpreter, ...] = ()
-    nvidia_driver: bool = False
+    disks: dict[str, Disk] = field(default_factory=dict)
+    limits: dict[str, int] = field(default_factory=dict)
+    encoding: str = ""
     scheduler: str = ""
+    variables: dict[str, str] = field(default_factory=dict)
+    interpreters: tuple[Interpreter, ...] = ()
+    container: str = ""
     errors: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """One GPU. ``capability`` is ``8.9``-like; ``ecc_errors`` are uncorrected ones since the last boot.
+
+    ``throttled`` are the reasons NVML gives for a reduced clock that mean trouble (heat, power brake).
+    """
+
+    name: str
+    capability: str = ""
+    memory: int | None = None
+    memory_free: int | None = None
+    ecc_errors: int | None = None
+    throttled: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """The NVIDIA driver and its GPUs.
+
+    ``source`` says who answered: ``nvml``, ``proc`` (the kernel module's files) or empty: no driver. ``cuda`` is the
+    newest CUDA that the driver runs, ``12.2``-like. ``problem`` is why NVML did not answer where a driver is loaded.
+    """
+
+    source: str = ""
+    driver: str = ""
+    cuda: str = ""
+    devices: tuple[Gpu, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program found: where, and the version it gives (empty: it gave none)."""
+
+    path: str
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class ToolsFacts:
+    """Programs and headers that builds need.
+
+    ``path`` is the search path a stage or build gets: the environment's ``bin`` first, then ``PATH``; ``programs`` are
+    the first found on it (``make``, ``git``, ``ninja``, ``gcc``, ``g++``, ``nvcc``, ``python3-config``, …), only what
+    was found. ``user_nvcc`` is the first nvcc on the user's own ``PATH``, ``cuda_home`` the value of ``CUDA_HOME``
+    with the nvcc in it. ``headers`` and ``libraries`` map a name (``libaio.h``, ``libaio``) to the file found, or to
+    an empty text; ``looked_in`` are the folders searched.
+    """
+
+    path: tuple[str, ...] = ()
+    programs: dict[str, Program] = field(default_factory=dict)
+    user_nvcc: Program | None = None
+    cuda_home: Program | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    libraries: dict[str, str] = field(default_factory=dict)
+    looked_in: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """Interfaces with their state (``up`` or ``down``), and whether the master port can be bound here."""
+
+    interfaces: dict[str, str] = field(default_factory=dict)
+    port: int = 0
+    port_free: bool | None = None
+    port_owner: str = ""
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A file in ``etc/conda/activate.d`` or ``deactivate.d`` of the environment; ``name`` is ``activate.d/x.sh``."""
+
+    name: str
+    text: str
+    executable: bool
+
+
+@dataclass(frozen=True)
+class CondaFacts:
+    """Miniconda and what conda knows of the environment.
+
+    ``prefix`` is the installation (``looked_in`` says where it was searched), ``version`` its own, ``shell_hook``
+    whether ``etc/profile.d/conda.sh`` is there, without which a batch shell has no ``conda activate``. ``packages``
+    maps the environment's conda packages to ``version=build``, read from the file names in ``conda-meta``.
+    """
+
+    prefix: str = ""
+    version: str = ""
+    shell_hook: bool | None = None
+    looked_in: tuple[str, ...] = ()
+    packages: dict[str, str] = field(default_factory=dict)
+    hooks: tuple[Hook, ...] = ()
+
+
+@dataclass(frozen=True)
 class Dist:
-    """An installed distribution. ``whole`` is false when pip was interrupted while it copied it."""
+    """An installed distribution. ``whole`` is false when pip was interrupted while it copied it.
+
+    ``requires`` are its requirements without those of extras.
+    """
 
     version: str
     whole: bool = True
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Torch:
+    """The installed torch, read from its files: ``cuda`` is the CUDA it was built for (empty: CPU only).
+
+    ``cxx11_abi`` is the C++ library ABI it was built with, which extensions must share.
+    """
+
+    version: str
+    cuda: str = ""
+    cxx11_abi: bool | None = None
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class Deepspeed:
+    """What DeepSpeed's own build recorded (``git_version_info_installed.py``).
+
+    ``installed`` and ``compatible`` map an op's name to a flag; ``torch`` and ``cuda`` are the versions it was built
+    with; ``libraries`` are the built files under ``deepspeed/ops``.
+    """
+
+    version: str
+    installed: dict[str, bool] = field(default_factory=dict)
+    compatible: dict[str, bool] = field(default_factory=dict)
+    torch: str = ""
+    cuda: str = ""
+    libraries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class EnvFacts:
-    """The environment, read by one child of its own Python. ``state``: ``absent``, ``broken`` or ``ready``."""
+    """The environment, read by one child of its own Python. ``state``: ``absent``, ``broken`` or ``ready``.
+
+    ``kind`` is ``venv``, ``conda`` or ``plain``; ``prefix`` what ``sys.prefix`` says. ``extensions`` maps a top-level
+    compiled module to its files in site-packages (``apex_C`` → ``…/apex_C.cpython-39-x86_64-linux-gnu.so``).
+    ``user_site`` is the user's site-packages if this Python would use it, with the distributions in ``user_dists``.
+    ``foreign_paths`` are folders that ``.pth`` files or ``sitecustomize`` put on ``sys.path`` from outside,
+    ``shadows`` modules lying in site-packages under a package's name although no distribution owns them,
+    ``pip_python`` the interpreter in the first line of ``bin/pip``.
+    """
 
     path: str
     state: str
+    kind: str = ""
     python: str = ""
+    prefix: str = ""
     version: str = ""
     extension_suffix: str = ""
+    include: str = ""
+    has_headers: bool | None = None
     has_pip: bool = False
+    pip_python: str = ""
     dists: dict[str, Dist] = field(default_factory=dict)
+    torch: Torch | None = None
+    deepspeed: Deepspeed | None = None
+    extensions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    user_site: str = ""
+    user_dists: dict[str, str] = field(default_factory=dict)
+    foreign_paths: tuple[str, ...] = ()
+    shadows: tuple[str, ...] = ()
     error: str = ""
 
 
 @dataclass(frozen=True)
+class Binary:
+    """A shared library, read as ELF. ``abi`` is ``cxx11`` or ``old`` by the C++ symbols it wants (empty: none).
+
+    ``needed`` are its ``DT_NEEDED`` names. ``provides`` is the newest ``GLIBCXX_`` version it defines.
+    """
+
+    needed: tuple[str, ...] = ()
+    abi: str = ""
+    provides: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class BinariesFacts:
+    """Shared libraries that other things must fit: by path. ``libstdcxx`` is the one that loads in the environment."""
+
+    files: dict[str, Binary] = field(default_factory=dict)
+    libstdcxx: str = ""
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A git checkout. ``state``: ``absent``, ``foreign`` (no checkout of its own), ``partial`` or ``ready``.
+
+    ``tag_commit`` is what the profile's tag points to here (empty: no such tag), ``changed`` the tracked files that
+    differ from the commit, ``error`` what git said.
+    """
+
+    path: str
+    state: str
+    head: str = ""
+    tag_commit: str = ""
+    changed: tuple[str, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class SourcesFacts:
+    """The profile's checkouts, by name."""
+
+    checkouts: dict[str, Checkout] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A build lock: who holds it open (``owners``) and who waits for it or builds there (``waiters``), as process ids.
+
+    ``elsewhere`` is true where other hosts could hold it too (shared storage): then its being free cannot be known.
+    """
+
+    path: str
+    age_s: float = 0.0
+    owners: tuple[int, ...] = ()
+    waiters: tuple[int, ...] = ()
+    elsewhere: bool = False
+
+
+@dataclass(frozen=True)
+class Helpers:
+    """``megatron/data``: the compiled helpers there, and what ``make`` would call them.
+
+    ``files`` are all ``helpers*.so`` and a suffixless ``helpers``. ``loads`` is empty if the file that this Python
+    takes can be loaded, else the error; ``stale`` is true if ``helpers.cpp`` is newer. ``make_suffix`` is the suffix by
+    the first ``python3-config`` on the search path (empty: none there), ``makefile_edited`` whether the Makefile
+    names its suffix another way.
+    """
+
+    folder: str
+    files: tuple[str, ...] = ()
+    loads: str = ""
+    stale: bool = False
+    make_suffix: str = ""
+    makefile_edited: bool = False
+
+
+@dataclass(frozen=True)
+class KernelBuild:
+    """A folder in which torch builds an extension at run time: Megatron's fused kernels, or one of torch_extensions.
+
+    ``built`` are its finished libraries. ``stamp`` is for what they were built, where it can be told: ``torch``,
+    ``cuda``, ``archs`` (``80,86``), ``python``; from our stamp, else from ``build.ninja``.
+    """
+
+    path: str
+    built: tuple[str, ...] = ()
+    lock: Lock | None = None
+    stamp: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BuildsFacts:
+    """What is built in place. ``torch_extensions`` are the folders below its root that hold a build."""
+
+    helpers: Helpers | None = None
+    fused_kernels: KernelBuild | None = None
+    torch_extensions: tuple[KernelBuild, ...] = ()
+    torch_extensions_root: str = ""
+
+
+@dataclass(frozen=True)
+class Login:
+    """Where a login was found: ``variable`` or ``file`` with its ``mode`` (octal digits); never the login itself."""
+
+    source: str = ""
+    path: str = ""
+    mode: str = ""
+
+
+@dataclass(frozen=True)
+class AccessFacts:
+    """Logins. ``wandb_mode`` is ``WANDB_MODE``."""
+
+    huggingface: Login = Login()
+    wandb: Login = Login()
+    wandb_mode: str = ""
+    looked_in: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A tokenized corpus of a recipe. ``problems`` are what is wrong with its ``.bin`` and ``.idx``, in English.
+
+    ``tokenizer_matches`` is false if the recipe's tokenizer is no longer the one that made it.
+    """
+
+    recipe: str
+    prefix: str
+    home: str
+    problems: tuple[str, ...] = ()
+    tokenizer_matches: bool | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The recipe in force, in the numbers that must fit each other and the machine."""
+
+    name: str
+    engine: str = ""
+    global_batch: int = 0
+    micro_batch: int = 0
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    gpus: int = 1
+    heads: int = 0
+    layers: int = 0
+    sequence: int = 0
+    memory: int = 0
+    disk: int = 0
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Corpora in the workspace and the recipe. ``recipe_error`` is why the recipe could not be read."""
+
+    corpora: tuple[Corpus, ...] = ()
+    recipe: Recipe | None = None
+    recipe_error: str = ""
+
+
+@dataclass(frozen=True)
+class DeepFacts:
+    """What ``--deep`` reads. ``imports`` maps a module to its error (empty: it imports).
+
+    ``changed`` maps a distribution to its files whose hash is not the recorded one; ``device_code`` a built library to
+    the GPU architectures it has code for (``sm_80``, ``compute_90``).
+    """
+
+    imports: dict[str, str] = field(default_factory=dict)
+    changed: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    device_code: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SmokeFacts:
+    """A two-step training. ``error`` is empty if it went through."""
+
+    engine: str = ""
+    steps: int = 0
+    loss: float | None = None
+    seconds: float = 0.0
+    error: str = ""
+    log: str = ""
+
+
+@dataclass(frozen=True)
 class Facts:
-    """Everything the checks may look at."""
+    """Everything the checks may look at. ``errors`` maps a section to why it could not be collected.
+
+    ``collected`` are the sections that were asked for: what was not is ``unknown``, never fine and never wrong.
+    ``profile`` is the profile they were collected for.
+    """
 
     workspace: str
-    host: HostFacts
-    env: EnvFacts
+    profile: str = ""
+    machine: MachineFacts = MachineFacts()
+    gpu: GpuFacts = GpuFacts()
+    tools: ToolsFacts = ToolsFacts()
+    network: NetworkFacts = NetworkFacts()
+    conda: CondaFacts = CondaFacts()
+    env: EnvFacts = EnvFacts("", "absent")
+    binaries: BinariesFacts = BinariesFacts()
+    sources: SourcesFacts = SourcesFacts()
+    builds: BuildsFacts = BuildsFacts()
+    access: AccessFacts = AccessFacts()
+    data: DataFacts = DataFacts()
+    deep: DeepFacts = DeepFacts()
+    smoke: SmokeFacts = SmokeFacts()
+    collected: tuple[str, ...] = ()
+    errors: dict[str, str] = field(default_factory=dict)
+    took_ms: dict[str, float] = field(default_factory=dict)
     facts_version: int = FACTS_VERSION
 
     def as_json(self) -> dict[str, Any]:

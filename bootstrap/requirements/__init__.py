@@ -1,18 +1,37 @@
-"""Requirements: one module per part of Step 0, check and fix side by side, in the seed's order."""
+"""Requirements: one module per part of Step 0, check and fix side by side, in the seed's order.
+
+The module of ``machine.gpu-arch`` is ``machine_gpu_arch``; it offers ``REQUIREMENT``.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
 from bootstrap.facts import Facts
 from bootstrap.findings import Finding
 from bootstrap.profiles import Profile
 from bootstrap.workspace import Workspace
 
-#: Tells the user what is being done right now.
-Say = Callable[[str], None]
+#: Tiers in order; each contains those before it.
+QUICK, DEEP, SMOKE = "quick", "deep", "smoke"
+TIERS = (QUICK, DEEP, SMOKE)
+
+
+class Doing(Protocol):
+    """What an action may do beside running commands. Whatever goes through it is in the journal, for ``ucllm undo``."""
+
+    def say(self, text: str) -> None:
+        """Tell the user something."""
+
+    def move_aside(self, path: Path) -> Path:
+        """Move a file, link or folder into the workspace's backups; returns where it is now."""
+
+    def chmod(self, path: Path, mode: int) -> None:
+        """Change a file's mode."""
 
 
 @dataclass(frozen=True)
@@ -21,35 +40,39 @@ class Action:
 
     text: str
     commands: tuple[str, ...]
-    act: Callable[[Say], None] = field(compare=False)
+    act: Callable[[Doing], None] = field(compare=False)
 
 
 @dataclass(frozen=True)
 class Requirement:
     """Something Step 0 must have made true.
 
-    ``check`` is pure: it looks at the profile and the facts, and at nothing else. ``plan`` lists the actions that make
-    it pass; a requirement without a plan can only be mended by hand. ``needs`` are the ids that must hold first.
+    ``check`` is pure: it looks at the profile and the facts, and at nothing else; it leaves the finding's id empty.
+    ``plan`` lists the actions that make it pass; a requirement without one can only be mended by hand. ``needs`` are
+    the ids that must hold first, ``reads`` the sections of the facts it looks at. ``title`` says what must be true,
+    ``why`` what goes wrong otherwise, ``step`` is the step of the guide that it belongs to.
     """
 
     id: str
     title: str
+    why: str
     step: str
     check: Callable[[Profile, Facts], Finding]
     plan: Callable[[Profile, Facts, Workspace], list[Action]] | None = None
     needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ("machine",)
+    tier: str = QUICK
 
 
-_MODULES: Mapping[str, str] = {
-    "env.python": "bootstrap.requirements.env_python",
-    "env.packages": "bootstrap.requirements.env_packages",
-}
+def module_of(requirement_id: str) -> str:
+    """The module that holds a requirement."""
+    return f"{__name__}.{requirement_id.replace('.', '_').replace('-', '_')}"
 
 
-def load(ids: tuple[str, ...]) -> list[Requirement]:
+def load(ids: Iterable[str]) -> list[Requirement]:
     """The requirements with these ids, in this order."""
     found = []
     for item in ids:
-        requirement: Requirement = importlib.import_module(_MODULES[item]).REQUIREMENT
+        requirement: Requirement = importlib.import_module(module_of(item)).REQUIREMENT
         found.append(requirement)
     return found

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from bootstrap import host
 from bootstrap.facts import Facts
 from bootstrap.facts.probe import is_whole
-from bootstrap.findings import FAIL, OK, Finding, Remedy
+from bootstrap.findings import Finding, Remedy, fail, ok
 from bootstrap.profiles import Profile, TorchSource, normalize
-from bootstrap.requirements import Action, Requirement, Say
+from bootstrap.requirements import Action, Doing, Requirement
 from bootstrap.workspace import Workspace
 from pipeline.errors import UcllmError
 from pipeline.i18n import N_, _
@@ -37,13 +38,13 @@ def check(profile: Profile, facts: Facts) -> Finding:
     wrong = [text.format(names=_shorten(names)) for text, names in parts if names]
     if not wrong:
         count = len(profile.pins_for(python))
-        return Finding(REQUIREMENT.id, OK, _("{count} packages as locked").format(count=count), (looked,))
+        return ok(_("{count} packages as locked").format(count=count), looked)
     total = len(missing) + len(different) + len(broken)
     summary = _("{count} packages are not as locked.").format(count=total)
     remedy = Remedy(
         _("Install them from the locks."), tuple(_commands(profile, Path(facts.env.python))), automatic=True
     )
-    return Finding(REQUIREMENT.id, FAIL, summary, (looked, *wrong), remedy)
+    return fail(summary, (looked, *wrong), remedy)
 
 
 def compare(profile: Profile, facts: Facts) -> tuple[list[str], list[str], list[str]]:
@@ -99,10 +100,10 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
     missing, different, broken = compare(profile, facts)
     if broken:
 
-        def aside(_say: Say) -> None:
+        def aside(doing: Doing) -> None:
             for folder in workspace.env.glob("lib/python*/site-packages/*.dist-info"):
                 if normalize(folder.name.split("-")[0]) in broken and not is_whole(str(folder)):
-                    host.move_aside(folder, workspace.backups)
+                    doing.move_aside(folder)
 
         text = _("Set half-installed packages aside: {names}").format(names=_shorten(broken))
         actions.append(Action(text, (), aside))
@@ -112,8 +113,8 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
     if profile.torch is not None and "torch" in wrong:
         torch = profile.torch
 
-        def install_torch(say: Say) -> None:
-            _install_torch(profile, torch, workspace, log, say)
+        def install_torch(doing: Doing) -> None:
+            _install_torch(profile, torch, workspace, log, doing.say)
 
         text = _("Install torch from {lock}").format(lock=torch.lock)
         actions.append(Action(text, (shlex.join(_pip(python, profile.folder / torch.lock)),), install_torch))
@@ -122,10 +123,10 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
             continue
         argv = _pip(python, profile.folder / name)
 
-        def install(_say: Say, argv: tuple[str, ...] = argv) -> None:
+        def install(doing: Doing, argv: tuple[str, ...] = argv) -> None:
             # What a killed pip had renamed to `~name` before it installed another version.
             for leftover in workspace.env.glob("lib/python*/site-packages/~*"):
-                host.move_aside(leftover, workspace.backups)
+                doing.move_aside(leftover)
             host.run_logged(argv, log=log, env=_pip_environment(workspace))
 
         megabytes = profile.sizes.get(name)
@@ -134,7 +135,9 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
     return actions
 
 
-def _install_torch(profile: Profile, torch: TorchSource, workspace: Workspace, log: Path, say: Say) -> None:
+def _install_torch(
+    profile: Profile, torch: TorchSource, workspace: Workspace, log: Path, say: Callable[[str], None]
+) -> None:
     """The CPU wheel from where pip is configured to look, else from the CPU index, else the default wheel.
 
     Only «there is no such wheel here» leads to the next source; a wheel with another hash is an error at once.
@@ -164,4 +167,13 @@ def _install_torch(profile: Profile, torch: TorchSource, workspace: Workspace, l
     host.run_logged(_pip(python, profile.folder / torch.default_lock), log=log, env=env)
 
 
-REQUIREMENT = Requirement("env.packages", N_("Python packages"), "0-3", check, plan, needs=("env.python",))
+REQUIREMENT = Requirement(
+    "env.packages",
+    N_("Python packages"),
+    N_("Other versions than the tested ones fail late, in the middle of a training or a conversion."),
+    "0-3",
+    check,
+    plan,
+    needs=("env.python",),
+    reads=("env",),
+)

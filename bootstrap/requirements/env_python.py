@@ -7,10 +7,10 @@ from pathlib import Path
 
 from bootstrap import host
 from bootstrap.facts import Facts, Interpreter
-from bootstrap.facts.environment import UNFINISHED
-from bootstrap.findings import FAIL, OK, Finding, Remedy
+from bootstrap.facts.env import UNFINISHED
+from bootstrap.findings import Finding, Remedy, fail, ok
 from bootstrap.profiles import Profile
-from bootstrap.requirements import Action, Requirement, Say
+from bootstrap.requirements import Action, Doing, Requirement
 from bootstrap.workspace import Workspace
 from pipeline.errors import UcllmError
 from pipeline.i18n import N_, _
@@ -31,27 +31,27 @@ def check(profile: Profile, facts: Facts) -> Finding:
         return _failing(profile, facts, wanted.format(version=short, supported=", ".join(profile.pythons)), seen)
     if not env.has_pip:
         return _failing(profile, facts, _("The Python environment has no pip."), seen)
-    return Finding(REQUIREMENT.id, OK, _("Python {version} in .venv").format(version=env.version), seen)
+    return ok(_("Python {version} in .venv").format(version=env.version), *seen)
 
 
 def _failing(profile: Profile, facts: Facts, summary: str, evidence: tuple[str, ...]) -> Finding:
     base = base_interpreter(profile, facts)
     if base is None:
-        tried = ", ".join(f"{item.path} ({item.version})" for item in facts.host.interpreters)
+        tried = ", ".join(f"{item.path} ({item.version})" for item in facts.machine.interpreters)
         text = _("Install one of Python {supported}; found: {tried}.").format(
             supported=", ".join(profile.pythons), tried=tried or _("none")
         )
-        return Finding(REQUIREMENT.id, FAIL, summary, evidence, Remedy(text))
+        return fail(summary, evidence, Remedy(text))
     commands = (shlex.join(_venv(base, Path(facts.env.path))),)
     text = _("Make it with Python {version}.").format(version=base.version)
     if _lacks_only_pip(profile, facts):
         text, commands = _("Put pip into it."), (shlex.join(_ensurepip(Path(facts.env.path))),)
-    return Finding(REQUIREMENT.id, FAIL, summary, evidence, Remedy(text, commands, automatic=True))
+    return fail(summary, evidence, Remedy(text, commands, automatic=True))
 
 
 def base_interpreter(profile: Profile, facts: Facts) -> Interpreter | None:
     """The Python to make the environment from: the tool's own if the profile supports it, else the newest found."""
-    for item in facts.host.interpreters:
+    for item in facts.machine.interpreters:
         if ".".join(item.version.split(".")[:2]) in profile.pythons:
             return item
     return None
@@ -81,15 +81,15 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
     env = workspace.env
     if facts.env.state != "absent":
 
-        def aside(say: Say) -> None:
-            say(_("the old one is kept in {path}").format(path=host.move_aside(env, workspace.backups)))
+        def aside(doing: Doing) -> None:
+            doing.say(_("the old one is kept in {path}").format(path=doing.move_aside(env)))
 
         text = _("Move the old environment aside")
         actions.append(Action(text, (shlex.join(("mv", str(env), f"{workspace.backups}/")),), aside))
 
     argv = _venv(base, env)
 
-    def make(_say: Say) -> None:
+    def make(_doing: Doing) -> None:
         # Killed at the wrong moment, venv leaves an environment that works but has no `activate`.
         env.mkdir(parents=True)
         unfinished = env / UNFINISHED
@@ -110,13 +110,21 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
 def _plan_pip(workspace: Workspace) -> list[Action]:
     argv = _ensurepip(workspace.env)
 
-    def put(_say: Say) -> None:
+    def put(doing: Doing) -> None:
         # Where its metadata is left, pip believes that it is installed.
         for folder in workspace.env.glob("lib/python*/site-packages/pip-*.dist-info"):
-            host.move_aside(folder, workspace.backups)
+            doing.move_aside(folder)
         host.run_logged(argv, log=workspace.state / "logs" / "env.python.txt")
 
     return [Action(_("Put pip into the environment"), (shlex.join(argv),), put)]
 
 
-REQUIREMENT = Requirement("env.python", N_("Python environment"), "0-2", check, plan)
+REQUIREMENT = Requirement(
+    "env.python",
+    N_("Python environment"),
+    N_("Everything is installed into it and runs in it; the system's Python stays as it is."),
+    "0-2",
+    check,
+    plan,
+    reads=("env", "machine"),
+)

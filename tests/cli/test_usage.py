@@ -117,9 +117,9 @@ def test_all_problems_of_a_configuration_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("option", "shown"), [([], False), (["-v"], True)])
 def test_a_traceback_only_for_those_who_ask(tmp_path: Path, option: list[str], shown: bool) -> None:
     code = (
-        "import sys, bootstrap.facts.host as host\n"
-        "def broken(*args): raise RuntimeError('a bug of ours')\n"
-        "host.collect = broken\n"
+        "import sys, bootstrap.runner as runner\n"
+        "def broken(*args, **more): raise RuntimeError('a bug of ours')\n"
+        "runner.diagnose = broken\n"
         "from bootstrap.cli import main\nmain()"
     )
     argv = [sys.executable, "-c", code, "doctor", "--workspace", str(tmp_path / "ws"), *option]

@@ -1,4 +1,4 @@
-"""Facts of the machine, read in our own process or by asking an interpreter for its version."""
+"""The machine: system, memory, disks, limits, locale, scheduler, the environment variables that checks look at."""
 
 from __future__ import annotations
 
@@ -9,30 +9,36 @@ import sys
 from pathlib import Path
 
 from bootstrap import host
-from bootstrap.facts import HostFacts, Interpreter
+from bootstrap.facts import Disk, Interpreter, MachineFacts
+from bootstrap.facts.collect import Request
 
 
-def collect(workspace: Path) -> HostFacts:
+def collect(request: Request) -> MachineFacts:
     """Read the machine. Nothing that fails here stops the rest: it becomes an entry of ``errors``."""
     errors: dict[str, str] = {}
-    # Path.exists raises for what lies in a folder that may not be read.
-    existing = next(folder for folder in (workspace, *workspace.parents) if os.path.exists(folder))  # noqa: PTH110
-    try:
-        disk_free: int | None = shutil.disk_usage(existing).free
-    except OSError as error:
-        disk_free, errors["disk_free"] = None, str(error)
-    return HostFacts(
+    found = own_interpreter()
+    if not any(item.version.startswith(f"{version}.") for item in found for version in request.profile.pythons):
+        found = (*found, *other_interpreters(request.profile.pythons))
+    return MachineFacts(
         system=platform.system(),
         machine=platform.machine(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         memory_available=_memory_available(errors),
-        disk_free=disk_free,
-        workspace_writable=os.access(existing, os.W_OK | os.X_OK),
-        interpreters=own_interpreter(),
-        nvidia_driver=Path("/proc/driver/nvidia/version").exists() or Path("/sys/module/nvidia").exists(),
+        disks={"workspace": _disk(request.workspace.root, errors)},
+        interpreters=found,
         scheduler="slurm" if shutil.which("sinfo") or "SLURM_JOB_ID" in os.environ else "",
         errors=errors,
     )
+
+
+def _disk(path: Path, errors: dict[str, str]) -> Disk:
+    # Path.exists raises for what lies in a folder that may not be read.
+    existing = next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110
+    try:
+        free: int | None = shutil.disk_usage(existing).free
+    except OSError as error:
+        free, errors[f"disk {path}"] = None, str(error)
+    return Disk(str(path), free=free, writable=os.access(existing, os.W_OK | os.X_OK))
 
 
 def _memory_available(errors: dict[str, str]) -> int | None:

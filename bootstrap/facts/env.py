@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bootstrap import host
 from bootstrap.facts import Dist, EnvFacts
+from bootstrap.facts.collect import Request
 from pipeline.i18n import _
 
 #: Lies in an environment while it is being made: what has it was interrupted, whatever else it holds.
@@ -16,8 +17,13 @@ PROBE = Path(__file__).parent / "probe.py"
 TIMEOUT_S = 30.0
 
 
-def collect(env: Path, *, timeout_s: float = TIMEOUT_S) -> EnvFacts:
+def collect(request: Request) -> EnvFacts:
     """Ask the environment's Python what is installed. One that cannot answer is ``broken``, with the reason."""
+    return read(request.workspace.env)
+
+
+def read(env: Path, *, timeout_s: float = TIMEOUT_S) -> EnvFacts:
+    """The facts of the environment in ``env``."""
     python = env / "bin" / "python"
     if not os.path.lexists(env):  # no exception for what lies in a folder that may not be read
         return EnvFacts(str(env), "absent")

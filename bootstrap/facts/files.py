@@ -1,0 +1,110 @@
+"""Facts as a file: ``doctor --save-facts`` on a compute node, ``doctor --facts`` on a laptop, or in a bug report."""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import json
+import re
+import socket
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from bootstrap.facts import FACTS_VERSION, Facts
+from pipeline.errors import UcllmError
+from pipeline.i18n import _
+from pipeline.runs import write_text_atomically
+
+#: Names that say nothing about a person or a machine.
+_COMMON = {"root", "user", "ubuntu", "localhost", "host", "home", ""}
+
+
+def save(facts: Facts, path: Path) -> None:
+    """Write the facts without the user's name, the host's name and logins in addresses."""
+    text = json.dumps(redacted(facts.as_json()), indent=1, ensure_ascii=False, sort_keys=True)
+    try:
+        write_text_atomically(path, text + "\n")
+    except OSError as error:
+        what = _("Cannot write {path}.").format(path=path)
+        raise UcllmError("facts.not-writable", what, str(error.strerror or error)) from error
+
+
+def redacted(value: Any) -> Any:
+    """``value`` with every text in it made anonymous."""
+    replacements = [(re.compile(re.escape(str(Path.home())) + r"(?=/|$|\W)"), "~")]
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = ""
+    for name, instead in ((user, "user"), (socket.gethostname(), "host"), (socket.gethostname().split(".")[0], "host")):
+        if name.lower() not in _COMMON:
+            replacements.append((re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])"), instead))
+    replacements.append((re.compile(r"(?<=://)[^/@\s]+@"), ""))
+
+    def clean(item: Any) -> Any:
+        if isinstance(item, str):
+            for pattern, instead in replacements:
+                item = pattern.sub(instead, item)
+            return item
+        if isinstance(item, dict):
+            return {clean(key): clean(inner) for key, inner in item.items()}
+        if isinstance(item, (list, tuple)):
+            return [clean(inner) for inner in item]
+        return item
+
+    return clean(value)
+
+
+def load(path: Path) -> Facts:
+    """Read saved facts. Raises :class:`UcllmError` for what is no facts file, or one of a newer form."""
+    hint = _("Make one with `ucllm doctor --save-facts {path}`.").format(path=path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UcllmError(
+            "facts.unreadable", _("Cannot read the facts in {path}.").format(path=path), str(error), hint
+        ) from error
+    if not isinstance(data, dict) or "workspace" not in data:
+        raise UcllmError("facts.unreadable", _("{path} holds no facts.").format(path=path), hint=hint)
+    if data.get("facts_version") != FACTS_VERSION:
+        raise UcllmError(
+            "facts.version",
+            _("{path} was written by another version of ucllm.").format(path=path),
+            _("Its form is {found}, this ucllm reads {known}.").format(
+                found=data.get("facts_version"), known=FACTS_VERSION
+            ),
+            hint,
+        )
+    try:
+        facts: Facts = _decode(Facts, data, "facts")
+    except (TypeError, ValueError) as error:
+        raise UcllmError(
+            "facts.unreadable", _("Cannot read the facts in {path}.").format(path=path), str(error), hint
+        ) from error
+    return facts
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """``value`` as the annotated type ``kind``; keys that this version does not know are passed over."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in inner:
+            return None
+        return _decode(next(item for item in inner if item is not type(None)), value, where)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise TypeError(f"{where}: {type(value).__name__}")
+        hints = typing.get_type_hints(kind)
+        known = {key: _decode(hints[key], item, f"{where}.{key}") for key, item in value.items() if key in hints}
+        return kind(**known)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_decode(inner[0], item, f"{where}[{number}]") for number, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {str(key): _decode(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(kind, type) or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{where}: {type(value).__name__}")
+    return value
