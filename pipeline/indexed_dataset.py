@@ -11,12 +11,15 @@ document, and ``n`` at the end (m = documents + 1). We write one sequence a docu
 
 from __future__ import annotations
 
+import itertools
+import operator
 import struct
+import sys
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.errors import Problem, UcllmError
 from pipeline.i18n import _
@@ -191,34 +194,57 @@ def _check_header(index: Path) -> list[str]:
 
 
 def _check_content(index: Path, data: Path) -> list[str]:
-    import numpy as np
-
-    dtype, sizes, pointers, documents = _map_index(index)
+    """Without NumPy, which the tool's own Python has not: block by block, all work on values done in C."""
     problems: list[str] = []
-    total = 0
-    for start in range(0, len(sizes), BLOCK):
-        lengths = sizes[start : start + BLOCK].astype(np.int64)
-        if (lengths < 0).any():
-            problems.append(_("{path} holds a negative size.").format(path=index))
-            break
-        expected = (total + np.cumsum(lengths) - lengths) * dtype.itemsize
-        wrong = np.flatnonzero(pointers[start : start + BLOCK] != expected)
-        if len(wrong):
-            problems.append(
-                _("{path} points to the wrong place for sequence {number}.").format(
-                    path=index, number=start + int(wrong[0])
+    with index.open("rb") as stream:
+        _magic, _version, code, count, marks = _HEADER.unpack(stream.read(_HEADER.size))
+        itemsize = int(DTYPES[code][-1])
+        total = 0
+        for start in range(0, count, BLOCK):
+            size = min(BLOCK, count - start)
+            lengths = _values(stream, "i", _HEADER.size + 4 * start, size)
+            if min(lengths) < 0:
+                problems.append(_("{path} holds a negative size.").format(path=index))
+                break
+            starts = list(itertools.accumulate(lengths, initial=total))
+            total = starts.pop()
+            expected = array("q", map(itemsize.__mul__, starts))
+            pointers = _values(stream, "q", _HEADER.size + 4 * count + 8 * start, size)
+            if pointers != expected:
+                wrong = next(number for number in range(size) if pointers[number] != expected[number])
+                problems.append(
+                    _("{path} points to the wrong place for sequence {number}.").format(
+                        path=index, number=start + wrong
+                    )
                 )
-            )
-            break
-        total += int(lengths.sum())
-    bounded = len(documents) > 0 and documents[0] == 0 and documents[-1] == len(sizes)
-    blocks = (documents[start : start + BLOCK + 1] for start in range(0, len(documents), BLOCK))
-    if not bounded or any((np.diff(block) < 0).any() for block in blocks):
-        text = _("{path} does not divide its {count} sequences into documents.")
-        problems.append(text.format(path=index, count=len(sizes)))
-    if not problems and total * dtype.itemsize != data.stat().st_size:
-        problems.append(_length_problem(index, data, total * dtype.itemsize, (len(documents) - 1) * dtype.itemsize))
+                break
+        if not _divides(stream, count, marks):
+            text = _("{path} does not divide its {count} sequences into documents.")
+            problems.append(text.format(path=index, count=count))
+    if not problems and total * itemsize != data.stat().st_size:
+        problems.append(_length_problem(index, data, total * itemsize, (marks - 1) * itemsize))
     return problems
+
+
+def _divides(stream: BinaryIO, count: int, marks: int) -> bool:
+    """Whether the document marks begin at 0, end at ``count`` and never fall."""
+    last = 0
+    for start in range(0, marks, BLOCK):
+        block = _values(stream, "q", _HEADER.size + 12 * count + 8 * start, min(BLOCK, marks - start))
+        if (start == 0 and block[0] != 0) or last > block[0] or not all(map(operator.le, block, block[1:])):
+            return False
+        last = block[-1]
+    return marks > 0 and last == count
+
+
+def _values(stream: BinaryIO, code: str, offset: int, count: int) -> array[int]:
+    """``count`` little-endian values of the ``array`` type ``code`` (``i``: 4 bytes, ``q``: 8) at ``offset``."""
+    values: array[int] = array(code)
+    stream.seek(offset)
+    values.frombytes(stream.read(count * values.itemsize))
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
 
 
 def _length_problem(index: Path, data: Path, indexed: int, one_each: int) -> str:

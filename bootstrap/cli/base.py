@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -44,10 +45,17 @@ class Report:
 
 def emit(report: Report, *, as_json: bool, text: Callable[[Mapping[str, Any]], str] | None = None) -> None:
     """Print the report: one JSON object on stdout, or ``text(data)`` on stdout and the errors on stderr."""
-    try:
+    with readers_may_leave():
         _print(report, as_json=as_json, text=text)
+
+
+@contextlib.contextmanager
+def readers_may_leave() -> Iterator[None]:
+    """Print to a reader who may go away (`ucllm doctor | head`): no failure of ours, and no other exit code."""
+    try:
+        yield
+        sys.stdout.flush()
     except BrokenPipeError:
-        # The reader went away (`ucllm doctor | head`): that is no failure of ours, and changes no exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

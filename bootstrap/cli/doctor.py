@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from bootstrap.cli.base import Chosen, Report, choose_profile, common_options, finish
+from bootstrap.cli.base import Chosen, Report, choose_profile, common_options, finish, readers_may_leave
 from bootstrap.cli.doctor_text import render, render_explanation, render_list, render_plan
 from bootstrap.cli.work import Work, choose, describe, header, mend_and_report, open_work
 from bootstrap.findings import BLOCKED, OK, Finding
@@ -126,7 +126,8 @@ def _open(
         chosen = Chosen(loaded.name, _("the facts were collected for it"))
     place = dataclasses.replace(place, root=Path(facts.workspace))
     if not as_json:
-        click.echo(header(place, loaded, chosen))
+        with readers_may_leave():
+            click.echo(header(place, loaded, chosen))
     wanted = _wanted(loaded.requirements, only, skip)
     return Work("doctor", place, loaded, chosen, facts, requirements.load(wanted), tier)
 

@@ -80,13 +80,13 @@ def _roots(finding: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) ->
 
 
 def _steps(requirements: Sequence[Mapping[str, Any]], findings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Everything that was checked, by step; what is wrong stands above already, what waits stands there with it."""
+    """What is fine or does not apply, by step; what is wrong stands above already, and what waits for it with it."""
     step_of = {item["id"]: item["step"] for item in requirements}
     tier_of = {item["id"]: item["tier"] for item in requirements}
     width = max((len(item["id"]) for item in findings), default=0)
     lines: list[str] = []
     for step in dict.fromkeys([*STEPS, *step_of.values()]):
-        mine = [item for item in findings if step_of.get(item["id"]) == step and item["status"] != "blocked"]
+        mine = [item for item in findings if step_of.get(item["id"]) == step and item["status"] in ("ok", "skipped")]
         shown = [item for item in mine if not (item["status"] == "skipped" and tier_of[item["id"]] != "quick")]
         if not shown:
             continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import click
 
 from bootstrap import host, profiles, requirements, runner
 from bootstrap import workspace as workspaces
-from bootstrap.cli.base import Chosen, Report, finish
+from bootstrap.cli.base import Chosen, Report, finish, readers_may_leave
 from bootstrap.facts import Facts
 from bootstrap.facts.collect import TIMEOUTS_S, collect
 from bootstrap.findings import Finding
@@ -109,8 +108,8 @@ def open_work(
     """
     place, loaded, chosen = choose(workspace, profile, chooser)
     if announce:
-        click.echo(header(place, loaded, chosen))
-        sys.stdout.flush()
+        with readers_may_leave():
+            click.echo(header(place, loaded, chosen))
     wanted = requirements.load(item for item in loaded.requirements if only is None or item in only)
     sections = sections_for(wanted, tier)
     if everything:
