@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -110,6 +112,16 @@ def free_name(path: Path, backups: Path) -> Path:
         if not os.path.lexists(target):
             return target
     raise FileExistsError(backups)
+
+
+def move(path: Path, target: Path) -> None:
+    """Move a file, link or folder, also to another file system: there it is copied whole before it goes."""
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.move(path, target)
 
 
 def fetch(

@@ -82,7 +82,7 @@ class Recorder:
         backups = self.journal.workspace.backups
         target = host.free_name(path, backups)
         self._write(status="moved", **{"from": str(path), "to": str(target)})
-        path.rename(target)
+        host.move(path, target)
         return target
 
     def chmod(self, path: Path, mode: int) -> None:
@@ -138,9 +138,9 @@ def undo(journal: Journal, fix: Fix) -> list[tuple[Path, Path]]:
         if not os.path.lexists(target):
             continue
         if os.path.lexists(source):
-            source.rename(host.free_name(source, journal.workspace.backups))
+            host.move(source, host.free_name(source, journal.workspace.backups))
         source.parent.mkdir(parents=True, exist_ok=True)
-        target.rename(source)
+        host.move(target, source)
         put_back.append((target, source))
     for path, mode in reversed(fix.modes):
         if path.exists():

@@ -5,8 +5,9 @@ Importing this module loads no stage: the tool plans with all of them, a stage p
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from pipeline.events import Reporter
 
 
+#: What every stage runs in.
+ENVIRONMENT = ("env.*",)
+#: What computes: a stage that trains must not find out in its first step that the GPU is not there.
+DEVICE = ("machine.driver", "machine.gpu*")
+
+
 @dataclass(frozen=True)
 class StageInfo:
     """A stage's name on the command line, its module, what it is in one line, and the rules around it."""
@@ -29,8 +36,11 @@ class StageInfo:
     title: str
     #: Exit code when it fails (DESIGN section 5).
     exit_code: int
-    #: The doctor's checks that must pass before it starts.
-    requires: tuple[str, ...] = ("env.python", "env.packages")
+    #: The doctor's checks that must pass before it starts, as patterns. Those that a profile does not list do not
+    #: count. Logins are nobody's: what cannot be published is still made and checked.
+    requires: tuple[str, ...] = ENVIRONMENT
+    #: The checks that it makes true: a later stage of the same call need not find them so.
+    provides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,15 +85,52 @@ class StageModule(Protocol):
 
 STAGES: tuple[StageInfo, ...] = (
     StageInfo("tokenizer", "pipeline.tokenizer", N_("Train the tokenizer"), 11),
-    StageInfo("corpus", "pipeline.corpus", N_("Tokenize the corpus"), 12),
-    StageInfo("pretrain", "pipeline.pretrain", N_("Pretrain the model"), 12),
-    StageInfo("convert", "pipeline.convert", N_("Convert to Hugging Face"), 13),
+    StageInfo("corpus", "pipeline.corpus", N_("Tokenize the corpus"), 12, provides=("data.corpus",)),
+    StageInfo(
+        "pretrain",
+        "pipeline.pretrain",
+        N_("Pretrain the model"),
+        12,
+        requires=(
+            *ENVIRONMENT,
+            *DEVICE,
+            "machine.compiler",  # Megatron compiles its helpers and kernels as it starts
+            "machine.shm",
+            "machine.port",
+            "machine.interfaces",
+            "ops.*",
+            "source.megatron",
+            "build.*",
+            "data.recipe",
+            "data.corpus",
+        ),
+    ),
+    StageInfo(
+        "convert", "pipeline.convert", N_("Convert to Hugging Face"), 13, requires=(*ENVIRONMENT, "source.megatron")
+    ),
     StageInfo("upload-pretrained", "pipeline.upload", N_("Check and upload the pretrained model"), 13),
-    StageInfo("finetune", "pipeline.finetune", N_("Fine-tune the model"), 14),
+    StageInfo(
+        "finetune",
+        "pipeline.finetune",
+        N_("Fine-tune the model"),
+        14,
+        requires=(*ENVIRONMENT, *DEVICE, "ops.flash-attn", "source.llm-jp-sft"),
+    ),
     StageInfo("upload-finetuned", "pipeline.upload", N_("Check and upload the fine-tuned model"), 15),
 )
 
 BY_NAME: Mapping[str, StageInfo] = {info.name: info for info in STAGES}
+
+
+def required(stages: Sequence[str], listed: Sequence[str]) -> set[str]:
+    """Those of the ``listed`` checks that must pass before ``stages`` run in this order."""
+    found: set[str] = set()
+    provided: set[str] = set()
+    for info in (BY_NAME[name] for name in stages):
+        wanted = {item for item in listed for pattern in info.requires if fnmatch.fnmatchcase(item, pattern)}
+        found |= wanted - provided
+        provided |= set(info.provides)
+    return found
 
 
 def module_of(stage: str) -> StageModule:

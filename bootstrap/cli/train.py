@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,17 +12,21 @@ from typing import Any
 
 import click
 
-from bootstrap import __version__
+from bootstrap import __version__, requirements
 from bootstrap.cli.base import LazyGroup, Report, choose_profile, common_options, finish
 from bootstrap.cli.train_text import Terminal, render
-from bootstrap.cli.work import Work, open_work
+from bootstrap.cli.work import Work, choose, sections_for
+from bootstrap.facts.access import huggingface
+from bootstrap.facts.collect import collect
 from bootstrap.findings import FAIL, UNKNOWN, Finding
+from bootstrap.profiles import Profile
+from bootstrap.requirements import Requirement
 from pipeline.config import Config
 from pipeline.errors import Problem, UcllmError
 from pipeline.i18n import N_, _
 from pipeline.recipe import resolve
 from pipeline.runs import StagePlan
-from pipeline.stages import BY_NAME, STAGES, Sources, module_of
+from pipeline.stages import BY_NAME, STAGES, Sources, module_of, required
 from pipeline.train import Environment, StageFailed, StageResult, exit_code, launch, train
 
 TABLE = {
@@ -125,7 +130,7 @@ def stage_command(name: str) -> click.Command:
     return common_options(built)
 
 
-def _configuration(stage: str, values: Mapping[str, Any], work: Work) -> Config:
+def _configuration(stage: str, values: Mapping[str, Any], profile: Profile) -> Config:
     """The resolved configuration: recipe, ``--set``, then the command's own options."""
     overrides: dict[str, Any] = {}
     inputs = list(values["inputs"])
@@ -148,7 +153,7 @@ def _configuration(stage: str, values: Mapping[str, Any], work: Work) -> Config:
             hint=_("Run it once for each."),
         )
     own = bool(inputs) and stage != "all"
-    recipe = values["recipe"] or ("" if own else work.profile.recipe)
+    recipe = values["recipe"] or ("" if own else profile.recipe)
     config = resolve(recipe, values["settings"], overrides)
     config.data.input = [str(Path(item).absolute()) for item in config.data.input]
     if config.finetune.data not in ("", "corpus"):
@@ -171,16 +176,18 @@ def _engines(stage: str, engine: str | None) -> dict[str, str]:
 def _train(stage: str, values: dict[str, Any]) -> None:
     as_json = values["as_json"]
     names = [info.name for info in STAGES] if stage == "all" else [stage]
-    required = sorted({item for name in names for item in BY_NAME[name].requires})
-    work = open_work(f"train {stage}", values["workspace"], values["profile"], choose_profile, only=required)
-    config = _configuration(stage, values, work)
+    workspace, profile, chosen = choose(values["workspace"], values["profile"], choose_profile)
+    config = _configuration(stage, values, profile)
+    wanted = _wanted(names, values, profile)
+    facts = collect(profile, workspace, sections_for(wanted), config=config)
+    work = Work(f"train {stage}", workspace, profile, chosen, facts, wanted)
     plans = _plans(names, values, config, work)
     environment = Environment(work.workspace.python, work.workspace.state, __version__, values["no_checks"])
     findings = _gate(work)
     if values["dry_run"]:
         finish(_dry_run(plans, environment, config, work, findings), as_json=as_json, text=render)
     if not values["no_checks"]:
-        _refuse(stage, findings, as_json=as_json)
+        _refuse(stage, findings, values)
     terminal = Terminal(len(plans))
     try:
         _fetch_dataset(plans, config, work, terminal)
@@ -220,7 +227,9 @@ def _plans(names: Sequence[str], values: Mapping[str, Any], config: Config, work
     problems: list[Problem] = []
     plans: list[StagePlan] = []
     for name in names:
-        publish = name in REPO_SETTING and bool(getattr(config.upload, REPO_SETTING[name])) and _has_token()
+        publish = (
+            name in REPO_SETTING and bool(getattr(config.upload, REPO_SETTING[name])) and bool(huggingface().source)
+        )
         try:
             again = _again(name, names, values)
             mine = dataclasses.replace(sources, publish=publish, command=again)
@@ -260,15 +269,17 @@ def _absolute(item: str) -> str:
     )
 
 
-def _has_token() -> bool:
-    """Whether a Hub token is there, by the places huggingface_hub looks in; the token itself is not read."""
-    import os
-
-    if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
-        return True
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
-    return Path(os.environ.get("HF_TOKEN_PATH") or home / "token").is_file()
+def _wanted(names: Sequence[str], values: Mapping[str, Any], profile: Profile) -> list[Requirement]:
+    """The requirements of these stages, with all that those need."""
+    ids = required(names, profile.requirements)
+    if len(names) == 1 and values["inputs"]:
+        ids -= {"data.corpus"}  # it is about the recipe's; a corpus of the user's own is checked by the stage
+    while True:
+        found = requirements.load(item for item in profile.requirements if item in ids)
+        more = {need for item in found for need in item.needs if need in profile.requirements} - ids
+        if not more:
+            return found
+        ids |= more
 
 
 def _gate(work: Work) -> list[Finding]:
@@ -277,7 +288,7 @@ def _gate(work: Work) -> list[Finding]:
     return runner.diagnose(work.profile, work.facts, work.requirements)
 
 
-def _refuse(stage: str, findings: Sequence[Finding], *, as_json: bool) -> None:
+def _refuse(stage: str, findings: Sequence[Finding], values: Mapping[str, Any]) -> None:
     """Stop before anything starts when a check that the stage requires fails, or could not be made."""
     from bootstrap import runner
 
@@ -285,16 +296,24 @@ def _refuse(stage: str, findings: Sequence[Finding], *, as_json: bool) -> None:
     if code == 0:
         return
     problems = [
-        Problem(
-            f"check.{finding.id}",
-            f"{finding.id}: {finding.summary}",
-            hint=_("Repair with `ucllm doctor --fix`, or make everything with `ucllm setup`."),
-        )
+        Problem(f"check.{finding.id}", f"{finding.id}: {finding.summary}", hint=_help(finding, values["workspace"]))
         for finding in findings
         if finding.status in (FAIL, UNKNOWN)
     ]
     data = {"stages": [], "findings": [finding.as_json() for finding in findings]}
-    finish(Report(f"train {stage}", "refused", code, data, tuple(problems)), as_json=as_json, text=render)
+    report = Report(f"train {stage}", "refused", code, data, tuple(problems))
+    finish(report, as_json=values["as_json"], text=render)
+
+
+def _help(finding: Finding, workspace: Path | None) -> str:
+    """The command that helps against a finding, or what to do by hand."""
+    where = f" --workspace {shlex.quote(str(workspace.absolute()))}" if workspace else ""
+    if finding.remedy is None:
+        return _("See `ucllm doctor{where}`.").format(where=where)
+    if finding.remedy.automatic:
+        text = _("Repair with `ucllm doctor --fix{where}`, or make everything with `ucllm setup{where}`.")
+        return text.format(where=where)
+    return " ".join((finding.remedy.text, *(f"`{command}`" for command in finding.remedy.commands)))
 
 
 def _fetch_dataset(plans: Sequence[StagePlan], config: Config, work: Work, terminal: Terminal) -> None:

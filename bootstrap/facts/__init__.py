@@ -43,7 +43,8 @@ class MachineFacts:
     """The machine without its GPUs and programs.
 
     ``disks`` has ``workspace``, ``tmp`` (``TMPDIR``), ``home`` and ``shm`` (``/dev/shm``). ``limits`` are soft limits
-    of this process: ``open_files``, ``processes``, ``memlock`` (bytes); -1 is unlimited. ``encoding`` is the locale's.
+    of this process: ``open_files``, ``processes``, ``memlock`` (bytes), each also as ``hard_…``, and ``pids``, the
+    processes its cgroup allows; -1 is unlimited. Memory is what a cgroup leaves. ``encoding`` is the locale's.
     ``scheduler`` is ``slurm``, ``sge``, ``pbs`` or empty: the one whose commands or job are here. ``variables`` are
     the environment variables that checks look at; none of them holds a secret (:mod:`bootstrap.facts.machine`).
     ``container`` names the kind of container this runs in, if any.
@@ -125,9 +126,14 @@ class ToolsFacts:
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """Interfaces with their state (``up`` or ``down``), and whether the master port can be bound here."""
+    """Interfaces with their state (``up`` or ``down``), and whether the master port can be bound here.
+
+    ``adapters`` are the RDMA adapters (``mlx5_0``), which ``NCCL_IB_HCA`` names. ``port_owner`` is ``4711 (python
+    train.py)``-like, empty where it may not be seen.
+    """
 
     interfaces: dict[str, str] = field(default_factory=dict)
+    adapters: tuple[str, ...] | None = None
     port: int = 0
     port_free: bool | None = None
     port_owner: str = ""
@@ -135,10 +141,13 @@ class NetworkFacts:
 
 @dataclass(frozen=True)
 class Hook:
-    """A file in ``etc/conda/activate.d`` or ``deactivate.d`` of the environment; ``name`` is ``activate.d/x.sh``."""
+    """A file in ``etc/conda/activate.d`` or ``deactivate.d`` of the environment; ``name`` is ``activate.d/x.sh``.
+
+    ``text`` is empty for files that are not of Step 0 (they may hold secrets), and ``None`` if it could not be read.
+    """
 
     name: str
-    text: str
+    text: str | None
     executable: bool
 
 
@@ -208,7 +217,8 @@ class EnvFacts:
     compiled module to its files in site-packages (``apex_C`` → ``…/apex_C.cpython-39-x86_64-linux-gnu.so``).
     ``user_site`` is the user's site-packages if this Python would use it, with the distributions in ``user_dists``.
     ``foreign_paths`` are folders that ``.pth`` files or ``sitecustomize`` put on ``sys.path`` from outside,
-    ``shadows`` modules lying in site-packages under a package's name although no distribution owns them,
+    ``foreign_first`` those of them that come before site-packages, ``foreign_sources`` the file that puts each there,
+    where it was found, ``shadows`` modules lying in site-packages under a package's name although no distribution owns them,
     ``pip_python`` the interpreter in the first line of ``bin/pip``.
     """
 
@@ -230,6 +240,8 @@ class EnvFacts:
     user_site: str = ""
     user_dists: dict[str, str] = field(default_factory=dict)
     foreign_paths: tuple[str, ...] = ()
+    foreign_first: tuple[str, ...] = ()
+    foreign_sources: dict[str, str] = field(default_factory=dict)
     shadows: tuple[str, ...] = ()
     error: str = ""
 
@@ -282,7 +294,8 @@ class SourcesFacts:
 class Lock:
     """A build lock: who holds it open (``owners``) and who waits for it or builds there (``waiters``), as process ids.
 
-    ``elsewhere`` is true where other hosts could hold it too (shared storage): then its being free cannot be known.
+    ``elsewhere`` is true where others could hold it unseen (other hosts on shared storage, or another user, whose lock
+    it is): then its being free cannot be known.
     """
 
     path: str
@@ -315,13 +328,15 @@ class KernelBuild:
     """A folder in which torch builds an extension at run time: Megatron's fused kernels, or one of torch_extensions.
 
     ``built`` are its finished libraries. ``stamp`` is for what they were built, where it can be told: ``torch``,
-    ``cuda``, ``archs`` (``80,86``), ``python``; from our stamp, else from ``build.ninja``.
+    ``cuda``, ``archs`` (``80,86+PTX``), ``python``; from our stamp, else from ``build.ninja``, which tells no ``torch``
+    but ``include``, the folder of its headers. ``error`` is why the folder could not be looked at.
     """
 
     path: str
     built: tuple[str, ...] = ()
     lock: Lock | None = None
     stamp: dict[str, str] = field(default_factory=dict)
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -345,19 +360,26 @@ class Login:
 
 @dataclass(frozen=True)
 class AccessFacts:
-    """Logins. ``wandb_mode`` is ``WANDB_MODE``."""
+    """Logins. ``wandb_mode`` is ``WANDB_MODE``, ``hub_offline`` whether ``HF_HUB_OFFLINE`` is set.
+
+    ``looked_in`` are the places of a Hugging Face login, ``wandb_looked_in`` those of one for W&B.
+    """
 
     huggingface: Login = Login()
     wandb: Login = Login()
     wandb_mode: str = ""
     looked_in: tuple[str, ...] = ()
+    wandb_looked_in: tuple[str, ...] = ()
+    hub_offline: bool = False
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A tokenized corpus of a recipe. ``problems`` are what is wrong with its ``.bin`` and ``.idx``, in English.
+    """A tokenized corpus of a recipe. ``problems`` are what is wrong with its ``.bin`` and ``.idx``, a sentence each.
 
-    ``tokenizer_matches`` is false if the recipe's tokenizer is no longer the one that made it.
+    ``tokenizer_matches`` is false if the tokenizer that made it is another one now. ``tokenizer`` is that file,
+    ``missing_inputs`` are the files it was made from that are gone. ``standard`` is true if ``ucllm train corpus
+    --recipe RECIPE`` alone would make the same. ``error`` is why the files could not be looked at.
     """
 
     recipe: str
@@ -365,6 +387,10 @@ class Corpus:
     home: str
     problems: tuple[str, ...] = ()
     tokenizer_matches: bool | None = None
+    tokenizer: str = ""
+    missing_inputs: tuple[str, ...] = ()
+    standard: bool = False
+    error: str = ""
 
 
 @dataclass(frozen=True)

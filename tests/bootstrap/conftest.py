@@ -153,7 +153,8 @@ def stamps(folder: Path) -> Mapping[str, tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def _one_worker_at_a_time(file: Path) -> Iterator[None]:
+def one_worker_at_a_time(file: Path) -> Iterator[None]:
+    """Hold ``file`` against the other workers of this test run."""
     with file.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
@@ -164,7 +165,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace that `setup` finished, made once for all workers: making a venv takes seconds."""
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny-template"
-    with _one_worker_at_a_time(base.parent / "tiny-template.lock"):
+    with one_worker_at_a_time(base.parent / "tiny-template.lock"):
         if not root.exists():
             root.mkdir()
             write_tiny(root)
@@ -185,9 +186,13 @@ def empty(tmp_path: Path) -> Tiny:
 def healthy(empty: Tiny, template: Path) -> Tiny:
     """A workspace in which everything is as profile `tiny` says."""
     shutil.copytree(template / "ws", empty.workspace, symlinks=True)
-    # A venv says where it is in its commands: make the copy what setup would have made here.
-    there, here = str(template / "ws").encode(), str(empty.workspace).encode()
-    for path in (*(empty.env / "bin").iterdir(), empty.env / "pyvenv.cfg"):
+    relocate(template / "ws", empty)
+    return empty
+
+
+def relocate(workspace: Path, copy: Tiny) -> None:
+    """A venv says where it is in its commands: make the copy of ``workspace`` what setup would have made here."""
+    there, here = str(workspace).encode(), str(copy.workspace).encode()
+    for path in (*(copy.env / "bin").iterdir(), copy.env / "pyvenv.cfg"):
         if not path.is_symlink():
             path.write_bytes(path.read_bytes().replace(there, here))
-    return empty

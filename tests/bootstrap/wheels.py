@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def build(folder: Path, name: str, version: str, *, command: str = "", text: str = "") -> Path:
-    """A wheel with one module and, with ``command``, one console script. ``text`` changes its bytes, not its name."""
+def build(folder: Path, name: str, version: str, *, command: str = "", text: str = "", code: str = "") -> Path:
+    """A wheel with one module and, with ``command``, one console script. ``text`` changes its bytes, not its name.
+
+    ``code`` is added to the module.
+    """
     info = f"{name}-{version}.dist-info"
     content = {
-        f"{name}.py": f'"""{name} {version}. {text}"""\n\n\ndef main() -> None:\n    print("{name} {version}")\n',
+        f"{name}.py": f'"""{name} {version}. {text}"""\n\n\ndef main() -> None:\n    print("{name} {version}")\n{code}',
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: ucllm-tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
