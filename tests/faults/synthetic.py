@@ -31,7 +31,9 @@ def l4_node(profile: Profile) -> f.Facts:
     assert profile.flash_attention
     disk = f.Disk("", free=400 * GB, total=500 * GB, inodes_free=10**7, noexec=False, writable=True, kind="ext4")
     shm = dataclasses.replace(disk, path="/dev/shm", free=24 * GB, total=24 * GB, kind="tmpfs")  # noqa: S108  composed
-    extensions = {name: (f"{SITE}/{name}{SUFFIX}",) for name in (*profile.apex.modules, "flash_attn_2_cuda")}
+    extensions: dict[str, tuple[str, ...]] = {
+        name: (f"{SITE}/{name}{SUFFIX}",) for name in (*profile.apex.modules, "flash_attn_2_cuda")
+    }
     libraries = tuple(f"{SITE}/deepspeed/ops/{op}{SUFFIX}" for op in _libraries(profile.deepspeed.ops))
     dists = {pin.name: f.Dist(pin.version) for pin in profile.pins_for("3.9")}
     dists |= {
@@ -74,14 +76,14 @@ def l4_node(profile: Profile) -> f.Facts:
             libraries={"libaio": "/usr/lib/x86_64-linux-gnu/libaio.so"},
             looked_in=("/usr/include", "/usr/lib/x86_64-linux-gnu"),
         ),
-        network=f.NetworkFacts({"lo": "up", "ens4": "up"}, 29500, True),
+        network=f.NetworkFacts({"lo": "up", "ens4": "up"}, (), 29500, port_free=True),
         conda=f.CondaFacts(
             prefix="/home/user/miniconda3",
             version=profile.conda.version,
             shell_hook=True,
             looked_in=("/home/user/miniconda3",),
             packages=_conda_packages(profile),
-            hooks=tuple(f.Hook(name, text, executable=True) for name, text in env_hooks.wanted(ENV).items()),
+            hooks=tuple(f.Hook(name, text, executable=True) for name, text in env_hooks.texts(ENV).items()),
         ),
         env=f.EnvFacts(
             path=ENV,
