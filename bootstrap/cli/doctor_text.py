@@ -17,6 +17,7 @@ COLORS = {
     "unknown": "yellow",
     "skipped": "bright_black",
 }
+_REST = "2"
 #: The guide's steps, in its order.
 STEPS = {
     "0-0": N_("Before Step 0: the machine"),
@@ -27,8 +28,15 @@ STEPS = {
     "0-5": N_("Step 0-5: apex"),
     "0-6": N_("Step 0-6: FlashAttention 2"),
     "0-7": N_("Step 0-7: llm-jp-sft"),
-    "2": N_("Steps 1 to 5: data and logins"),
+    _REST: N_("Steps 1 to 5: data and logins"),
 }
+
+
+def _group(step: str) -> str:
+    """The heading a step stands under: one for all that comes after Step 0."""
+    return step if step in STEPS else _REST
+
+
 #: Findings whose evidence is a table that people look for also when all is well.
 TABLES = ("ops.deepspeed",)
 
@@ -81,16 +89,16 @@ def _roots(finding: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) ->
 
 def _steps(requirements: Sequence[Mapping[str, Any]], findings: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is fine or does not apply, by step; what is wrong stands above already, and what waits for it with it."""
-    step_of = {item["id"]: item["step"] for item in requirements}
+    step_of = {item["id"]: _group(item["step"]) for item in requirements}
     tier_of = {item["id"]: item["tier"] for item in requirements}
     width = max((len(item["id"]) for item in findings), default=0)
     lines: list[str] = []
-    for step in dict.fromkeys([*STEPS, *step_of.values()]):
+    for step, heading in STEPS.items():
         mine = [item for item in findings if step_of.get(item["id"]) == step and item["status"] in ("ok", "skipped")]
         shown = [item for item in mine if not (item["status"] == "skipped" and tier_of[item["id"]] != "quick")]
         if not shown:
             continue
-        lines += ["", _(STEPS[step]) if step in STEPS else _("Step {step}").format(step=step)]
+        lines += ["", _(heading)]
         for item in shown:
             lines.append(_line(item, width))
             if item["id"] in TABLES and item["status"] == "ok":
@@ -132,10 +140,10 @@ def render_list(data: Mapping[str, Any]) -> str:
     requirements = data["requirements"]
     width = max((len(item["id"]) for item in requirements), default=0)
     lines: list[str] = []
-    for step in dict.fromkeys([*STEPS, *(item["step"] for item in requirements)]):
-        mine = [item for item in requirements if item["step"] == step]
+    for step, heading in STEPS.items():
+        mine = [item for item in requirements if _group(item["step"]) == step]
         if mine:
-            lines += ["", _(STEPS[step]) if step in STEPS else _("Step {step}").format(step=step)]
+            lines += ["", _(heading)]
         for item in mine:
             marks = [item["tier"]] if item["tier"] != "quick" else []
             marks += [_("optional")] if item["optional"] else []
@@ -148,7 +156,7 @@ def render_explanation(data: Mapping[str, Any]) -> str:
     """``--explain ID``: what, why, where in the guide, what it needs."""
     item = data["requirement"]
     lines = [f"{item['id']}: {item['title']}", "", item["why"], ""]
-    lines.append(_(STEPS[item["step"]]) if item["step"] in STEPS else _("Step {step}").format(step=item["step"]))
+    lines.append(_("Step {step} of the guide").format(step=item["step"]))
     if item["needs"]:
         lines.append(_("It is checked after: {ids}").format(ids=", ".join(item["needs"])))
     if item["tier"] != "quick":

@@ -218,8 +218,8 @@ class EnvFacts:
     ``user_site`` is the user's site-packages if this Python would use it, with the distributions in ``user_dists``.
     ``foreign_paths`` are folders that ``.pth`` files or ``sitecustomize`` put on ``sys.path`` from outside,
     ``foreign_first`` those of them that come before site-packages, ``foreign_sources`` the file that puts each there,
-    where it was found, ``shadows`` modules lying in site-packages under a package's name although no distribution owns them,
-    ``pip_python`` the interpreter in the first line of ``bin/pip``.
+    where it was found, ``shadows`` modules lying in site-packages under a package's name although no distribution owns
+    them, ``pip_python`` the interpreter in the first line of ``bin/pip``.
     """
 
     path: str
@@ -424,12 +424,17 @@ class DataFacts:
 class DeepFacts:
     """What ``--deep`` reads. ``imports`` maps a module to its error (empty: it imports).
 
-    ``changed`` maps a distribution to its files whose hash is not the recorded one; ``device_code`` a built library to
-    the GPU architectures it has code for (``sm_80``, ``compute_90``).
+    ``changed`` maps a distribution to its files whose hash is not the recorded one, ``missing`` to those that are gone;
+    ``unread`` says which could not be read and why, ``checked`` how many were compared (``None``: nobody answered).
+    ``device_code`` maps a built library to the GPU architectures it has code for (``sm_80``, ``compute_90``; empty: it
+    cannot be read); one without any device code is left out.
     """
 
     imports: dict[str, str] = field(default_factory=dict)
     changed: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    missing: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    checked: int | None = None
     device_code: dict[str, tuple[str, ...]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 

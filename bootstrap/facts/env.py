@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from bootstrap import host
-from bootstrap.facts import Dist, EnvFacts
+from bootstrap.facts import Deepspeed, Dist, EnvFacts, Torch
 from bootstrap.facts.collect import Request
 from pipeline.i18n import _
 
@@ -37,17 +38,42 @@ def read(env: Path, *, timeout_s: float = TIMEOUT_S) -> EnvFacts:
         lines = done.stderr.strip().splitlines()
         return EnvFacts(str(env), "broken", error=lines[-1] if lines else f"exit {done.code}")
     try:
-        data = json.loads(done.stdout)
-        dists = {name: Dist(version, whole) for name, (version, whole) in data["dists"].items()}
-        return EnvFacts(
-            path=str(env),
-            state="ready" if data["prefix"] != data["base_prefix"] else "broken",
-            python=data["executable"],
-            version=data["version"],
-            extension_suffix=data["extension_suffix"],
-            has_pip=bool(data["pip"]),
-            dists=dists,
-            error="" if data["prefix"] != data["base_prefix"] else _("it is not a virtual environment"),
-        )
+        return _facts(env, json.loads(done.stdout))
     except (ValueError, KeyError, TypeError) as error:
         return EnvFacts(str(env), "broken", error=_("its answer cannot be read: {error}").format(error=error))
+
+
+def _facts(env: Path, data: Any) -> EnvFacts:
+    """The probe's answer as facts. Whether this kind of environment is the right one is for the checks to say."""
+    return EnvFacts(
+        path=str(env),
+        state="ready",
+        kind=data["kind"],
+        python=data["executable"],
+        prefix=data["prefix"],
+        version=data["version"],
+        extension_suffix=data["extension_suffix"],
+        include=data["include"],
+        has_headers=data["has_headers"],
+        has_pip=bool(data["pip"]),
+        pip_python=data["pip_python"],
+        dists={
+            name: Dist(version, whole, tuple(requires)) for name, (version, whole, requires) in data["dists"].items()
+        },
+        torch=Torch(**data["torch"]) if data["torch"] else None,
+        deepspeed=_deepspeed(data["deepspeed"]) if data["deepspeed"] else None,
+        extensions={name: tuple(paths) for name, paths in data["extensions"].items()},
+        user_site=data["user_site"],
+        user_dists=data["user_dists"],
+        foreign_paths=tuple(data["foreign_paths"]),
+        foreign_first=tuple(data["foreign_first"]),
+        foreign_sources=data["foreign_sources"],
+        shadows=tuple(data["shadows"]),
+    )
+
+
+def _deepspeed(data: Any) -> Deepspeed:
+    installed, compatible = (
+        {str(name): bool(value) for name, value in data[key].items()} for key in ("installed", "compatible")
+    )
+    return Deepspeed(data["version"], installed, compatible, data["torch"], data["cuda"], tuple(data["libraries"]))

@@ -19,6 +19,7 @@ CAPABILITIES = {
     "A100": "8.0",
     "A30": "8.0",
     "A10": "8.6",
+    "A10G": "8.6",
     "A40": "8.6",
     "RTX 3090": "8.6",
     "RTX A6000": "8.6",
@@ -34,6 +35,9 @@ CAPABILITIES = {
 #: NVML's reasons for a reduced clock that mean trouble (``nvmlClocksEventReasons`` in nvml.h).
 TROUBLE = {0x8: "HW slowdown", 0x20: "SW thermal slowdown", 0x40: "HW thermal slowdown", 0x80: "HW power brake"}
 
+#: What shows a driver whose files are hidden: the devices that a container is given, the library that WSL has.
+ELSEWHERE = ("/dev/nvidiactl", "/usr/lib/wsl/lib/libnvidia-ml.so.1")
+
 
 def collect(_request: Request) -> GpuFacts:
     """What the driver says of this machine. No driver is no error: then everything is empty."""
@@ -45,10 +49,11 @@ def read(root: Path) -> GpuFacts:
     proc, module = root / "proc/driver/nvidia", root / "sys/module/nvidia"
     loaded = proc.is_dir() or module.is_dir()
     real = root == Path("/")
-    # In a container the driver's files may be hidden while its devices and library are given.
-    if real and (loaded or os.path.exists("/dev/nvidiactl")):  # noqa: PTH110  no exception for what may not be read
+    if real and (loaded or any(map(os.path.exists, ELSEWHERE))):  # exists raises nothing for what may not be read
         try:
             return _nvml()
+        except ImportError:  # it says nothing of the driver
+            return _files(proc, module)
         except Exception as error:  # noqa: BLE001  pynvml raises its own classes, one for each of NVML's codes
             files = _files(proc, module)
             return GpuFacts("proc", files.driver, "", files.devices, str(error) or type(error).__name__)
@@ -100,15 +105,14 @@ def _nvml() -> GpuFacts:
 
 def _device(nvml: Any, handle: Any) -> Gpu:
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     volatile = (nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC)
     ecc = _or_none(lambda: int(nvml.nvmlDeviceGetTotalEccErrors(handle, *volatile)))
     reasons = _or_none(lambda: int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))) or 0
     return Gpu(
         name=_as_text(nvml.nvmlDeviceGetName(handle)),
         capability=f"{major}.{minor}",
-        memory=int(memory.total),
-        memory_free=int(memory.free),
+        memory=_or_none(lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total)),
+        memory_free=_or_none(lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).free)),
         ecc_errors=ecc,
         throttled=tuple(_names(reasons)),
     )

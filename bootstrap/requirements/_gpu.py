@@ -20,6 +20,31 @@ def login_node(facts: Facts) -> bool:
     return bool(facts.machine.scheduler) and not facts.gpu.source
 
 
+def gpu_wanted(profile: Profile) -> bool:
+    """Whether the profile names a GPU or a CUDA: one that names neither can do without."""
+    return profile.gpu is not None or profile.cuda is not None
+
+
+def not_wanted() -> Finding:
+    """What a check says where there is no driver and the profile names no GPU."""
+    looked = _("looked for a driver through NVML, in /proc/driver/nvidia and /sys/module/nvidia")
+    return skipped(_("There is no NVIDIA driver, and this profile names no GPU."), looked, _("found none"))
+
+
+def visible_count(value: str, here: int) -> int:
+    """How many of ``here`` GPUs a ``CUDA_VISIBLE_DEVICES`` leaves.
+
+    CUDA's programming guide: a list of indices or names (``GPU-…``, ``MIG-…``); what comes after the first invalid
+    entry is hidden too. Names are taken as valid: the facts have none to compare them with.
+    """
+    count = 0
+    for entry in (part.strip() for part in value.split(",")):
+        if not entry.startswith(("GPU-", "MIG-")) and not (entry.isdecimal() and int(entry) < here):
+            break
+        count += 1
+    return count
+
+
 def planned(profile: Profile, facts: Facts) -> Finding:
     """What a check says on a login node."""
     name = profile.gpu.name if profile.gpu else _("a GPU")

@@ -39,6 +39,7 @@ REQUIREMENT = Requirement(
     "0-4",
     check,
     plan,
-    needs=("source.megatron", "env.python"),
+    # A build for another GPU or torch can only be judged where these themselves are right.
+    needs=("source.megatron", "env.python", "machine.gpu-arch", "env.torch"),
     reads=("builds", "env", "gpu", "tools"),
 )

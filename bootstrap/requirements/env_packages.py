@@ -35,7 +35,7 @@ def check(profile: Profile, facts: Facts) -> Finding:
         (_("another version: {names}"), different),
         (_("half installed: {names}"), broken),
     ]
-    wrong = [text.format(names=_shorten(names)) for text, names in parts if names]
+    wrong = [text.format(names=shorten(names)) for text, names in parts if names]
     if not wrong:
         count = len(profile.pins_for(python))
         return ok(_("{count} packages as locked").format(count=count), looked)
@@ -63,7 +63,8 @@ def compare(profile: Profile, facts: Facts) -> tuple[list[str], list[str], list[
     return missing, different, broken
 
 
-def _shorten(names: list[str]) -> str:
+def shorten(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
     more = len(names) - SHOWN
     text = ", ".join(names[:SHOWN])
     return _("{names} and {more} more").format(names=text, more=more) if more > 0 else text
@@ -105,7 +106,7 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
                 if normalize(folder.name.split("-")[0]) in broken and not is_whole(str(folder)):
                     doing.move_aside(folder)
 
-        text = _("Set half-installed packages aside: {names}").format(names=_shorten(broken))
+        text = _("Set half-installed packages aside: {names}").format(names=shorten(broken))
         actions.append(Action(text, (), aside))
 
     wrong = {text.split()[0] for text in (*missing, *different, *broken)}

@@ -26,6 +26,13 @@ def check(profile: Profile, facts: Facts) -> Finding:
         return _failing(profile, facts, _("The Python environment does not work."), (looked, env.error))
     short = ".".join(env.version.split(".")[:2])
     seen = (looked, _("Python {version}").format(version=env.version))
+    if not _right_kind(profile, facts):
+        if profile.env_kind == "conda":
+            wrong = _("it is not an environment that conda made")
+        else:
+            wrong = _("it is not a virtual environment")
+        found = _("its Python says that it is installed in {prefix}").format(prefix=env.prefix)
+        return _failing(profile, facts, _("The Python environment does not work."), (looked, wrong, found))
     if short not in profile.pythons:
         wanted = _("Python {version} is not one this profile supports ({supported}).")
         return _failing(profile, facts, wanted.format(version=short, supported=", ".join(profile.pythons)), seen)
@@ -34,12 +41,25 @@ def check(profile: Profile, facts: Facts) -> Finding:
     return ok(_("Python {version} in .venv").format(version=env.version), *seen)
 
 
+def _right_kind(profile: Profile, facts: Facts) -> bool:
+    """Whether the environment is of the kind that the profile wants; ``adopt`` takes any."""
+    return profile.env_kind in ("adopt", facts.env.kind)
+
+
 def _failing(profile: Profile, facts: Facts, summary: str, evidence: tuple[str, ...]) -> Finding:
+    supported = ", ".join(profile.pythons)
+    if profile.env_kind == "conda":
+        argv = ("conda", "create", "--prefix", facts.env.path, f"python={profile.pythons[-1]}", "pip", "-y")
+        text = _("Move what is there aside, if anything is, and make the environment with conda.")
+        return fail(summary, evidence, Remedy(text, (shlex.join(argv),)))
+    if profile.env_kind == "adopt":
+        text = _("Put a Python ({supported}) that has torch there.").format(supported=supported)
+        return fail(summary, evidence, Remedy(text))
     base = base_interpreter(profile, facts)
     if base is None:
         tried = ", ".join(f"{item.path} ({item.version})" for item in facts.machine.interpreters)
         text = _("Install one of Python {supported}; found: {tried}.").format(
-            supported=", ".join(profile.pythons), tried=tried or _("none")
+            supported=supported, tried=tried or _("none")
         )
         return fail(summary, evidence, Remedy(text))
     commands = (shlex.join(_venv(base, Path(facts.env.path))),)
@@ -59,7 +79,8 @@ def base_interpreter(profile: Profile, facts: Facts) -> Interpreter | None:
 
 def _lacks_only_pip(profile: Profile, facts: Facts) -> bool:
     short = ".".join(facts.env.version.split(".")[:2])
-    return facts.env.state == "ready" and short in profile.pythons and not facts.env.has_pip
+    right = facts.env.state == "ready" and short in profile.pythons and _right_kind(profile, facts)
+    return right and not facts.env.has_pip
 
 
 def _ensurepip(env: Path) -> tuple[str, ...]:
@@ -71,7 +92,12 @@ def _venv(base: Interpreter, env: Path) -> tuple[str, ...]:
 
 
 def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
-    """Move a broken environment aside, then make a new one. One that lacks only pip keeps what it has."""
+    """Move a broken environment aside, then make a new one. One that lacks only pip keeps what it has.
+
+    Only virtual environments are made here.
+    """
+    if profile.env_kind != "venv":
+        return []
     if _lacks_only_pip(profile, facts):
         return _plan_pip(workspace)
     base = base_interpreter(profile, facts)

@@ -6,8 +6,11 @@ from bootstrap.facts import Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, unknown
 from bootstrap.profiles import Profile
 from bootstrap.requirements import Requirement
-from bootstrap.requirements._gpu import login_node, numbers, planned
+from bootstrap.requirements._gpu import gpu_wanted, login_node, not_wanted, numbers, planned
 from pipeline.i18n import N_, _
+
+#: What NVML's Python binding says where it finds no ``libnvidia-ml.so.1`` (``pynvml.NVMLError``).
+LIBRARY_MISSING = "NVML Shared Library Not Found"
 
 
 def check(profile: Profile, facts: Facts) -> Finding:
@@ -18,15 +21,24 @@ def check(profile: Profile, facts: Facts) -> Finding:
     looked = _("looked through NVML, in /proc/driver/nvidia and /sys/module/nvidia")
     wanted = profile.cuda.driver if profile.cuda else ""
     if not gpu.source:
-        text = _("Install the NVIDIA driver of your distribution, {version} or newer, and restart the machine.")
-        remedy = Remedy(text.format(version=wanted or _("any")), needs=("root", "restart"))
+        if not gpu_wanted(profile):
+            return not_wanted()
+        text = _("Install the NVIDIA driver of your distribution and restart the machine.")
+        if wanted:
+            text = _("Install the NVIDIA driver of your distribution, {version} or newer, and restart the machine.")
+        remedy = Remedy(text.format(version=wanted), needs=("root", "restart"))
         return fail(_("There is no NVIDIA driver."), (looked, _("found none")), remedy)
     if gpu.problem:
         text = _("Restart the machine, so that the loaded driver and its library are of one version.")
-        seen = (looked, _("driver {version}").format(version=gpu.driver or "?"), gpu.problem)
-        return fail(
-            _("The NVIDIA driver is loaded but does not answer."), seen, Remedy(text, needs=("root", "restart"))
-        )
+        needs: tuple[str, ...] = ("root", "restart")
+        if LIBRARY_MISSING in gpu.problem:  # a restart brings no library
+            text = _(
+                "Install the driver's libnvidia-ml.so.1, of the driver's own version; in a container, set "
+                "NVIDIA_DRIVER_CAPABILITIES=compute,utility when it is started."
+            )
+            needs = ("root",)
+        said = (looked, _("driver {version}").format(version=gpu.driver or "?"), gpu.problem)
+        return fail(_("The NVIDIA driver is loaded but does not answer."), said, Remedy(text, needs=needs))
     if not gpu.driver:
         return unknown(_("The driver's version could not be read."), (looked,))
     seen = (looked, _("driver {version}").format(version=gpu.driver))

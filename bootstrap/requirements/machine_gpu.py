@@ -6,7 +6,7 @@ from bootstrap.facts import Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, warn
 from bootstrap.profiles import Profile
 from bootstrap.requirements import Requirement
-from bootstrap.requirements._gpu import login_node, planned
+from bootstrap.requirements._gpu import gpu_wanted, login_node, not_wanted, planned, visible_count
 from pipeline.i18n import N_, _
 
 
@@ -14,6 +14,8 @@ def check(profile: Profile, facts: Facts) -> Finding:
     """Count the GPUs, and look whether ``CUDA_VISIBLE_DEVICES`` hides them."""
     if login_node(facts):
         return planned(profile, facts)
+    if not facts.gpu.source and not gpu_wanted(profile):
+        return not_wanted()
     devices = facts.gpu.devices
     looked = _("asked the driver ({source}) for its GPUs").format(source=facts.gpu.source or _("none"))
     if not devices:
@@ -21,15 +23,16 @@ def check(profile: Profile, facts: Facts) -> Finding:
         return fail(_("The driver is there, but no GPU is visible."), (looked, _("found none")), Remedy(text))
     named = ", ".join(gpu.name for gpu in devices)
     visible = facts.machine.variables.get("CUDA_VISIBLE_DEVICES")
-    seen = [looked, named]
+    seen, shown = [looked, named], len(devices)
     if visible is not None:
         seen.append(f"CUDA_VISIBLE_DEVICES={visible}")
-        if not visible.strip() or visible.strip().startswith("-1"):
+        shown = visible_count(visible, len(devices))
+        if not shown:
             remedy = Remedy(_("Let programs see it again."), ("unset CUDA_VISIBLE_DEVICES",), needs=("shell",))
             return fail(_("CUDA_VISIBLE_DEVICES hides every GPU."), seen, remedy)
-    if profile.gpu and len(devices) < profile.gpu.count:
-        summary = _("{found} GPUs are here, the profile plans for {wanted}.")
-        return warn(summary.format(found=len(devices), wanted=profile.gpu.count), seen)
+    if profile.gpu and shown < profile.gpu.count:
+        summary = _("{found} GPUs can be used, the profile plans for {wanted}.")
+        return warn(summary.format(found=shown, wanted=profile.gpu.count), seen)
     return ok(named, *seen)
 
 

@@ -30,8 +30,8 @@ def check(_profile: Profile, facts: Facts) -> Finding:
             troubles.append(_("{gpu} runs slowed down").format(gpu=name))
     for key in ("workspace", "tmp", "home"):
         disk = facts.machine.disks.get(key)
-        if disk is None or disk.inodes_free is None or disk.inodes_free <= 0:
-            continue  # file systems such as btrfs count none
+        if disk is None or disk.inodes_free is None:
+            continue  # file systems such as btrfs count none; 0 is a full one
         looked.append(_("{path}: {count} files can still be made").format(path=disk.path, count=disk.inodes_free))
         if disk.inodes_free < INODES:
             troubles.append(_("{path} is nearly out of inodes").format(path=disk.path))

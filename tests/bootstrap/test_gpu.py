@@ -13,6 +13,7 @@ from bootstrap.facts import Disk, Facts, Gpu, GpuFacts, MachineFacts, gpu
 from bootstrap.facts.collect import TIMEOUTS_S
 from bootstrap.findings import Finding
 from bootstrap.requirements import load
+from bootstrap.requirements._gpu import visible_count
 
 L4 = Gpu("NVIDIA L4", "8.9", 24 * 10**9, 23 * 10**9, 0)
 HEALTHY = Facts(
@@ -67,6 +68,9 @@ def test_the_declared_gpu_is_checked_on_a_login_node() -> None:
         ("machine.gpu", _seeing(""), "fail", "hides"),
         ("machine.gpu", _seeing("-1"), "fail", "hides"),
         ("machine.gpu", _seeing("0"), "ok", "L4"),
+        ("machine.gpu", _seeing("7"), "fail", "hides"),
+        ("machine.gpu", _seeing("NoDevFiles"), "fail", "hides"),
+        ("machine.gpu", _seeing("GPU-1a2b"), "ok", "L4"),
         ("machine.gpu-arch", _with(devices=(Gpu("Tesla T4", "7.5"),)), "fail", "flash-attn"),
         ("machine.gpu-arch", _with(devices=(Gpu("Quadro K600", "3.0"),)), "fail", "torch, nvcc, flash-attn"),
         ("machine.gpu-arch", _with(devices=(Gpu("NVIDIA B200", "10.0"),)), "fail", "torch, nvcc"),
@@ -82,8 +86,9 @@ def test_what_is_wrong_is_said(requirement: str, facts: Facts, status: str, word
     assert (found.status, words in found.summary) == (status, True), found.summary
 
 
-def test_inodes_nearly_gone() -> None:
-    machine = MachineFacts(disks={"workspace": Disk("/w", inodes_free=10)})
+@pytest.mark.parametrize("left", [0, 10])
+def test_inodes_nearly_gone(left: int) -> None:
+    machine = MachineFacts(disks={"workspace": Disk("/w", inodes_free=left)})
     found = _check("machine.health", dataclasses.replace(HEALTHY, machine=machine))
     assert (found.status, "inodes" in found.summary) == ("warn", True)
 
@@ -119,3 +124,46 @@ def test_no_driver_is_no_error(tmp_path: Path) -> None:
 )
 def test_capabilities_by_name(name: str, capability: str) -> None:
     assert gpu.capability_of(name) == capability
+
+
+@pytest.mark.parametrize(
+    ("value", "count"), [("0,1", 2), ("1,0", 2), ("0,-1,1", 1), ("-1", 0), ("", 0), ("4,0", 0), ("MIG-1, GPU-2", 2)]
+)
+def test_what_cuda_visible_devices_leaves(value: str, count: int) -> None:
+    assert visible_count(value, 4) == count
+
+
+@pytest.mark.parametrize(
+    ("problem", "needs"),
+    [("Driver/library version mismatch", ("root", "restart")), ("NVML Shared Library Not Found", ("root",))],
+)
+def test_a_restart_is_asked_for_only_where_it_helps(problem: str, needs: tuple[str, ...]) -> None:
+    remedy = _check("machine.driver", _with(source="proc", problem=problem)).remedy
+    assert remedy is not None
+    assert (remedy.needs, "Restart" in remedy.text) == (needs, "restart" in needs)
+
+
+@pytest.mark.parametrize("requirement", ["machine.driver", "machine.gpu"])
+def test_a_profile_that_names_no_gpu_can_do_without(requirement: str) -> None:
+    bare = dataclasses.replace(profiles.load("gcp-2024.02"), gpu=None, cuda=None)
+    facts = dataclasses.replace(HEALTHY, gpu=GpuFacts())
+    assert load([requirement])[0].check(bare, facts).status == "skipped"
+    assert load([requirement])[0].check(bare, HEALTHY).status == "ok"
+    assert load([requirement])[0].check(bare, _with(devices=())).status == ("ok" if "driver" in requirement else "fail")
+
+
+def test_cuda_11_7_has_no_code_for_hopper() -> None:
+    profile = profiles.load("gcp-2024.02")
+    assert profile.cuda is not None
+    cuda = dataclasses.replace(profile.cuda, version="11.7", architectures=("70", "80", "86"))
+    facts = _with(devices=(Gpu("NVIDIA H100 80GB HBM3", "9.0"),))
+    found = load(["machine.gpu-arch"])[0].check(dataclasses.replace(profile, cuda=cuda), facts)
+    assert (found.status, "nvcc" in found.summary) == ("fail", True)
+
+
+def test_below_8_0_bfloat16_is_warned_of() -> None:
+    profile = dataclasses.replace(profiles.load("gcp-2024.02"), flash_attention=None)
+    found = load(["machine.gpu-arch"])[0].check(profile, _with(devices=(Gpu("Tesla T4", "7.5"),)))
+    assert found.status == "warn"
+    assert found.remedy is not None
+    assert "fp16" in found.remedy.text

@@ -62,7 +62,7 @@ EARLY: list[tuple[str, Callable[[Tiny], bool]]] = [
 #: With an environment that has only pip.
 LATE: list[tuple[str, Callable[[Tiny], bool]]] = [
     ("pip at work", lambda tiny: (tiny.workspace / ".ucllm" / "logs" / "env.packages.txt").exists()),
-    ("a module of torch", _file("torch.py")),
+    ("a module of torch", _file("torch/__init__.py")),
     ("torch's metadata", _file("torch-*.dist-info/METADATA")),
     ("torch", _file("torch-*.dist-info/RECORD")),
     ("a module of alpha", _file("alpha.py")),

@@ -15,11 +15,15 @@ def build(folder: Path, name: str, version: str, *, command: str = "", text: str
     ``code`` is added to the module.
     """
     info = f"{name}-{version}.dist-info"
+    # torch says in a file of its own what it was built for.
+    stem = "torch/__init__" if name == "torch" else name
     content = {
-        f"{name}.py": f'"""{name} {version}. {text}"""\n\n\ndef main() -> None:\n    print("{name} {version}")\n{code}',
+        f"{stem}.py": f'"""{name} {version}. {text}"""\n\n\ndef main() -> None:\n    print("{name} {version}")\n{code}',
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: ucllm-tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
+    if name == "torch":
+        content["torch/version.py"] = f"__version__ = '{version}'\ncuda = None\n"
     if command:
         content[f"{info}/entry_points.txt"] = f"[console_scripts]\n{command} = {name}:main\n"
     record = [f"{path},sha256={_digest(body)},{len(body.encode())}" for path, body in content.items()]

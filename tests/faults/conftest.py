@@ -19,7 +19,7 @@ from tests.bootstrap.wheels import build, pin, write_tiny
 REQUIREMENTS = (
     "machine.tmp-exec", "machine.open-files", "machine.locale", "machine.port", "machine.interfaces",
     "machine.scheduler",
-    "env.python", "env.variables", "env.pip", "env.shadowing", "env.packages", #DEP
+    "env.python", "env.variables", "env.pip", "env.shadowing", "env.packages", "env.dependencies",
     "source.megatron", "build.helpers", "build.fused-kernels", "build.torch-extensions",
     "credentials.huggingface", "credentials.wandb",
 )  # fmt: skip
@@ -112,6 +112,8 @@ def _open(root: Path) -> Yard:
         "PATH": f"{foreign}:{os.environ['PATH']}",
         "TORCH_EXTENSIONS_DIR": str(yard.extensions),
         "LC_ALL": "C.UTF-8",
+        # The test runner's own way to this checkout; the tool that is tested is installed.
+        "PYTHONPATH": "",
         "GIT_CONFIG_GLOBAL": os.devnull,
     }
     return yard

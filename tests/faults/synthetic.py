@@ -57,7 +57,7 @@ def l4_node(profile: Profile) -> f.Facts:
             limits={"open_files": 65536, "processes": 190000, "memlock": -1},
             encoding="utf-8",
             scheduler="slurm",
-            variables={"SLURM_JOB_ID": "7", "LD_LIBRARY_PATH": f"{ENV}/lib", "CONDA_PREFIX": ENV},
+            variables={"SLURM_JOB_ID": "7", "LD_LIBRARY_PATH": f"{ENV}/lib", "CONDA_PREFIX": ENV, "MAX_JOBS": "8"},
         ),
         gpu=f.GpuFacts("nvml", "535.129.03", "12.2", (f.Gpu("NVIDIA L4", "8.9", 24_152_899_584, 23_900_000_000, 0),)),
         tools=f.ToolsFacts(

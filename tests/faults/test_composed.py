@@ -25,7 +25,7 @@ def _flag(key: str, *, value: bool) -> Any:
 
 
 LOCK = f.Lock(f"{WORKSPACE}/lock", age_s=9000)
-NO_DRIVER: Mapping[str, Any] = {"gpu": f.GpuFacts(), "machine.scheduler": ""}
+NO_DRIVER: Mapping[str, Any] = {"gpu": f.GpuFacts(), "machine.scheduler": "", "machine.variables": {}}
 #: Name of the fault: the finding it must give, its status, and what is changed in the healthy facts.
 FAULTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "old driver": ("machine.driver", FAIL, {"gpu.driver": "440.33.01", "gpu.cuda": "10.2"}),
@@ -48,14 +48,13 @@ FAULTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "no libaio header": ("machine.libaio", FAIL, {"tools.headers": {"libaio.h": ""}}),
     "no Python headers": ("machine.python-headers", FAIL, {"env.has_headers": False}),
     "little memory": ("machine.memory", FAIL, {"machine.memory_total": 1 * GB, "machine.memory_available": GB // 2}),
-    "too many jobs": ("machine.memory", WARN, {"machine.variables.MAX_JOBS": "64"}),
     "full disk": ("machine.disk", FAIL, {"machine.disks.workspace.free": 1 * GB}),
     "full TMPDIR": ("machine.disk-tmp", FAIL, {"machine.disks.tmp.free": GB // 100}),
     "TMPDIR noexec": ("machine.tmp-exec", FAIL, {"machine.disks.tmp.noexec": True}),
     "tiny /dev/shm": ("machine.shm", FAIL, {"machine.disks.shm.total": 64 << 20, "machine.disks.shm.free": 64 << 20}),
     "full /dev/shm": ("machine.shm", FAIL, {"machine.disks.shm.free": 1 << 20}),
     "few open files": ("machine.open-files", FAIL, {"machine.limits.open_files": 256}),
-    "few processes": ("machine.processes", FAIL, {"machine.limits.processes": 64}),
+    "few processes": ("machine.processes", WARN, {"machine.limits.processes": 64}),
     "ASCII locale": ("machine.locale", FAIL, {"machine.encoding": "ascii"}),
     "port busy": ("machine.port", WARN, {"network.port_free": False, "network.port_owner": "123 (python)"}),
     "NCCL names an absent interface": ("machine.interfaces", FAIL, {"machine.variables.NCCL_SOCKET_IFNAME": "ib0"}),
@@ -89,9 +88,13 @@ FAULTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "package of another version": ("env.packages", FAIL, {"env.dists.transformers": f.Dist("4.57.0")}),
     "package missing": ("env.packages", FAIL, {"env.dists": _without("trl")}),
     "package half installed": ("env.packages", FAIL, {"env.dists.datasets.whole": False}),
-    "requirements that conflict": ("env.dependencies", FAIL, {"env.dists.peft.requires": ("transformers<4.20",)}),
+    "requirements that conflict": (
+        "env.dependencies",
+        WARN,
+        {"env.dists.zeta": f.Dist("1.0", requires=("transformers<4.20",))},
+    ),
     "pip of another Python": ("env.pip", FAIL, {"env.pip_python": "/usr/bin/python3"}),
-    "foreign folder on the path": ("env.shadowing", FAIL, {"env.foreign_paths": ("/opt/old/site-packages",)}),
+    "foreign folder on the path": ("env.shadowing", WARN, {"env.foreign_paths": ("/opt/old/site-packages",)}),
     "another DeepSpeed": (
         "ops.deepspeed",
         FAIL,
@@ -122,7 +125,11 @@ FAULTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "Megatron edited": ("source.megatron", FAIL, {"sources.checkouts.megatron.changed": ("megatron/data/Makefile",)}),
     "apex at another commit": ("source.apex", FAIL, {"sources.checkouts.apex.head": "0" * 40}),
     "llm-jp-sft absent": ("source.llm-jp-sft", FAIL, {"sources.checkouts.llm-jp-sft": f.Checkout(WORKSPACE, "absent")}),
-    "helpers for another Python": ("build.helpers", FAIL, {"builds.helpers.files": (f"helpers{OTHER_SUFFIX}",)}),
+    "helpers for another Python": (
+        "build.helpers",
+        FAIL,
+        {"builds.helpers.files": (f"helpers{OTHER_SUFFIX}",), "builds.helpers.loads": "no such file"},
+    ),
     "helpers that do not load": (
         "build.helpers",
         FAIL,

@@ -21,13 +21,17 @@ from tests.faults.conftest import Yard, git
 
 @dataclass(frozen=True)
 class Fault:
-    """``id`` is the finding it must give, ``status`` how; ``moves``: the fix moves something aside."""
+    """``id`` is the finding it must give, ``status`` how; ``moves``: the fix moves something aside.
+
+    ``returns``: undone, the fault is there again. (A wrong file back beside the right one is none.)
+    """
 
     id: str
     do: Callable[[Yard], None]
     status: str = "fail"
     fixable: bool = True
     moves: bool = True
+    returns: bool = True
 
 
 def _shebang(yard: Yard) -> None:
@@ -52,8 +56,12 @@ def _pythonpath(yard: Yard) -> None:
 
 
 def _conflict(yard: Yard) -> None:
-    file = next(yard.site.glob("beta-*.dist-info")) / "METADATA"
-    file.write_text(file.read_text(encoding="utf-8") + "Requires-Dist: alpha<1\n", encoding="utf-8")
+    """Someone installed something that wants another alpha than the locks'."""
+    folder = yard.site / "zeta-1.0.dist-info"
+    folder.mkdir()
+    text = "Metadata-Version: 2.1\nName: zeta\nVersion: 1.0\nRequires-Dist: alpha<1\n"
+    (folder / "METADATA").write_text(text, encoding="utf-8")
+    (folder / "RECORD").write_text("zeta-1.0.dist-info/INSTALLER,,\n", encoding="utf-8")
 
 
 def _lost_dependency(yard: Yard) -> None:
@@ -177,7 +185,7 @@ def _another_scheduler(yard: Yard) -> None:
 
 
 def _ascii(yard: Yard) -> None:
-    yard.variables |= {"LC_ALL": "en_US.ISO-8859-1"}
+    yard.variables |= {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 def _no_tmp(yard: Yard) -> None:
@@ -199,10 +207,10 @@ FAULTS: Mapping[str, Fault] = {
     "a package of another version": Fault("env.packages", broken._another_version, moves=False),
     "a package without RECORD": Fault("env.packages", broken._without_record),
     "pip of another Python": Fault("env.pip", _shebang),
-    "a foreign folder on the path": Fault("env.shadowing", _foreign_pth),
+    "a foreign folder on the path": Fault("env.shadowing", _foreign_pth, "warn"),
     "a stray module hides a package": Fault("env.shadowing", _stray_module),
     "PYTHONPATH": Fault("env.variables", _pythonpath, "warn", fixable=False),
-    "requirements in conflict": Fault("env.dependencies", _conflict, fixable=False),
+    "requirements in conflict": Fault("env.dependencies", _conflict, "warn", fixable=False),
     "a requirement that is not there": Fault("env.dependencies", _lost_dependency, fixable=False),
     "no checkout": Fault("source.megatron", _no_checkout, moves=False),
     "a folder that is no checkout": Fault("source.megatron", _plain_folder),
@@ -213,9 +221,9 @@ FAULTS: Mapping[str, Fault] = {
     "an edited file": Fault("source.megatron", _edited),
     "a tracked file is gone": Fault("source.megatron", _file_gone),
     "no helpers": Fault("build.helpers", _no_helpers, moves=False),
-    "helpers of another suffix": Fault("build.helpers", _wrong_suffix),
-    "helpers made by hand in the wrong shell": Fault("build.helpers", _made_by_hand),
-    "helpers without suffix": Fault("build.helpers", _no_suffix),
+    "helpers of another suffix": Fault("build.helpers", _wrong_suffix, returns=False),
+    "helpers made by hand in the wrong shell": Fault("build.helpers", _made_by_hand, returns=False),
+    "helpers without suffix": Fault("build.helpers", _no_suffix, returns=False),
     "damaged helpers": Fault("build.helpers", _damaged_helpers),
     "another module as helpers": Fault("build.helpers", _renamed_helpers),
     "no python3-config": Fault("build.helpers", _no_python_config, "warn", moves=False),
@@ -249,8 +257,11 @@ def test_detect_fix_detect_undo(yard: Yard, name: str) -> None:
     assert fixed.code == 0, fixed.out + fixed.err
     assert yard.problems() == {}
     if fault.moves:
-        assert yard("undo", fault.id).code == 0
-        assert yard.problems().get(fault.id) == fault.status, "what was moved is back, with its fault"
+        undone = yard("undo", fault.id, "--json")
+        assert undone.code == 0
+        assert all(os.path.lexists(item["to"]) for item in undone.json["data"]["put_back"])
+        assert undone.json["data"]["put_back"]
+        assert yard.problems().get(fault.id) == (fault.status if fault.returns else None)
 
 
 def test_the_checkout_is_never_edited(yard: Yard) -> None:

@@ -1,0 +1,52 @@
+"""``ops.flash-attn``: flash-attn has the profile's version and fits this Python and torch (Step 0-6)."""
+
+from __future__ import annotations
+
+import shlex
+
+from bootstrap.facts import Facts
+from bootstrap.findings import Finding, Remedy, fail, ok, skipped
+from bootstrap.profiles import Profile
+from bootstrap.requirements import Requirement, _extension
+from pipeline.i18n import N_, _
+
+#: flash-attn 2's only compiled module.
+MODULE = "flash_attn_2_cuda"
+
+
+def check(profile: Profile, facts: Facts) -> Finding:
+    """Its setup downloads a ready wheel where it can, and may take one of another ABI than torch's."""
+    wanted = profile.flash_attention
+    if wanted is None:
+        return skipped(_("this profile needs no flash-attn"))
+    python = facts.env.python or f"{facts.env.path}/bin/python"
+    requirement = f"flash-attn=={wanted.version}"
+    pip = (python, "-m", "pip", "install", "--no-cache-dir", "--no-deps", "--no-build-isolation", "--force-reinstall")
+    # Its setup.py compiles instead of looking for a ready wheel when FLASH_ATTENTION_FORCE_BUILD is TRUE.
+    remedy = Remedy(
+        _("Build flash-attn again, for this Python and torch."),
+        (f"FLASH_ATTENTION_FORCE_BUILD=TRUE {shlex.join((*pip, requirement))}",),
+        needs=("network",),
+    )
+    dist = facts.env.dists.get("flash-attn")
+    evidence = [
+        _("looked for {wanted} in site-packages of {path}").format(wanted=requirement, path=facts.env.path),
+        _("found: {name} {version}").format(name="flash-attn", version=dist.version) if dist else _("found: none"),
+    ]
+    if dist is None:
+        return fail(_("flash-attn is not installed."), evidence, remedy)
+    if not _extension.same_release(dist.version, wanted.version):
+        summary = _("{name} is {version}, not {wanted}.")
+        return fail(summary.format(name="flash-attn", version=dist.version, wanted=wanted.version), evidence, remedy)
+    return _extension.look((MODULE,), facts, evidence, remedy) or ok(f"flash-attn {dist.version}", *evidence)
+
+
+REQUIREMENT = Requirement(
+    "ops.flash-attn",
+    N_("flash-attn"),
+    N_("Training with --use-flash-attn-v2 stops at its import if flash-attn does not fit torch or Python."),
+    "0-6",
+    check,
+    needs=("env.torch",),
+    reads=("binaries", "env"),
+)
