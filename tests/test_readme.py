@@ -50,7 +50,31 @@ def test_ci_runs_the_test_command() -> None:
     assert "\nmake test\n" in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("line", ucllm_commands())
+#: Commands of the section on what is wrong, and how they end where there is no environment yet.
+DIAGNOSIS = {
+    "doctor": 1,
+    "doctor --profile gcp-2024.02": 1,
+    "doctor --explain build.helpers": 0,
+    "doctor --save-facts facts.json": 1,
+    "doctor --facts facts.json": 1,
+    "undo": 0,
+}
+
+
+def test_the_commands_for_when_something_is_wrong(tmp_path: Path) -> None:
+    """In order: one writes the file that another reads."""
+    listed = [line for line in ucllm_commands() if line in DIAGNOSIS]
+    assert listed == list(DIAGNOSIS)
+    for line in listed:
+        done = subprocess.run(
+            [*UCLLM, *shlex.split(line)], cwd=tmp_path, env=cli_environment(tmp_path), capture_output=True, text=True
+        )
+        assert done.returncode == DIAGNOSIS[line], (line, done.stderr)
+        assert done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["facts.json"]
+
+
+@pytest.mark.parametrize("line", [line for line in ucllm_commands() if line not in DIAGNOSIS])
 def test_every_ucllm_command_is_accepted(line: str, tmp_path: Path) -> None:
     recipe = REPOSITORY / "pipeline" / "recipes" / "botchan-tiny.toml"
     (tmp_path / "my.toml").write_bytes(recipe.read_bytes())
