@@ -34,7 +34,9 @@ TIMEOUT_S = 5.0
 def collect(request: Request) -> ToolsFacts:
     """Find the programs, ask them all at once for their versions, and look for libaio."""
     path = search_path(request.workspace)
-    found = {name: place for name in PROGRAMS if (place := shutil.which(name, path=path))}
+    # Who builds asks CC and CXX before any name.
+    chosen = {"gcc": os.environ.get("CC"), "g++": os.environ.get("CXX")}
+    found = {name: place for name in PROGRAMS if (place := shutil.which(chosen.get(name) or name, path=path))}
     mine = shutil.which("nvcc", path=_without(os.environ.get("PATH", ""), request.workspace.env))
     home = os.environ.get("CUDA_HOME", "")
     in_home = str(Path(home, "bin", "nvcc")) if home else ""

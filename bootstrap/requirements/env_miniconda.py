@@ -36,10 +36,12 @@ def check(profile: Profile, facts: Facts) -> Finding:
 
 def _install(conda: Conda, facts: Facts) -> Remedy:
     text = _("Get the installer {installer}, check it, and run it.").format(installer=conda.installer)
-    # sha256sum wants two spaces between the sum and the name.
-    sums = shlex.quote(f"{conda.sha256}  {conda.installer}")
-    run = shlex.join(("bash", conda.installer, "-b", "-p", f"{facts.workspace}/miniconda3"))
-    return Remedy(text, (f"echo {sums} | sha256sum --check", run), needs=("network",))
+    name = conda.installer.rpartition("/")[2]
+    # sha256sum wants two spaces between the sum and the name. The options are the guide's.
+    sums = shlex.quote(f"{conda.sha256}  {name}")
+    run = shlex.join(("bash", name, "-b", "-u", "-p", f"{facts.workspace}/miniconda3"))
+    fetch = shlex.join(("curl", "--location", "--remote-name", conda.installer))
+    return Remedy(text, (fetch, f"echo {sums} | sha256sum --check", run), needs=("network",))
 
 
 REQUIREMENT = Requirement(

@@ -70,7 +70,7 @@ REQUIREMENT = Requirement(
     N_("Code for another GPU fails at the first kernel: «no kernel image is available for execution»."),
     "0-3",
     check,
-    needs=("env.torch",),
+    needs=("machine.gpu-arch", "env.torch"),
     reads=("builds", "deep", "env", "gpu", "machine"),
     tier=DEEP,
 )

@@ -19,6 +19,7 @@ from bootstrap.requirements import env_hooks
 GB = 10**9
 ENV = "/home/user/ucllm_nedo_dev/train/.venv"
 WORKSPACE = "/home/user/ucllm_nedo_dev/train"
+PLACES = {"workspace": WORKSPACE, "tmp": "/tmp", "home": "/home/user"}  # noqa: S108  composed
 SITE = f"{ENV}/lib/python3.9/site-packages"
 SUFFIX = ".cpython-39-x86_64-linux-gnu.so"
 
@@ -53,7 +54,7 @@ def l4_node(profile: Profile) -> f.Facts:
             cores=12,
             memory_total=48 * GB,
             memory_available=45 * GB,
-            disks={"workspace": disk, "tmp": disk, "home": disk, "shm": shm},
+            disks={name: dataclasses.replace(disk, path=path) for name, path in PLACES.items()} | {"shm": shm},
             limits={"open_files": 65536, "processes": 190000, "memlock": -1},
             encoding="utf-8",
             scheduler="slurm",
@@ -141,6 +142,7 @@ def l4_node(profile: Profile) -> f.Facts:
             )
         ),
         deep=f.DeepFacts(
+            checked=30_000,
             imports=dict.fromkeys(("torch", "transformers", "deepspeed", "apex", "flash_attn"), ""),
             device_code={files[0]: ("sm_80", "sm_86", "sm_89") for files in extensions.values()},
         ),
