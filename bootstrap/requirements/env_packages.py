@@ -111,7 +111,8 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
 
     wrong = {text.split()[0] for text in (*missing, *different, *broken)}
     # With the right torch there, its lock would only add what the other kind of wheel needs.
-    if profile.torch is not None and "torch" in wrong:
+    of_torch = {pin.name for pin in profile.pins if profile.torch and pin.lock == profile.torch.lock}
+    if profile.torch is not None and of_torch & wrong:
         torch = profile.torch
 
         def install_torch(doing: Doing) -> None:

@@ -29,7 +29,8 @@ def check(profile: Profile, facts: Facts) -> Finding:
     if wanted.version and torch.version.split("+")[0] != wanted.version.split("+")[0]:
         summary = _("torch is {version} instead of {wanted}.").format(version=torch.version, wanted=wanted.version)
         return fail(summary, seen, _remedy(profile, wanted, facts))
-    if torch.cuda != wanted.cuda:
+    # Where no GPU is used, a torch that could use one does as well: an index's default wheel is such a one.
+    if wanted.cuda and torch.cuda != wanted.cuda:
         summary = _("torch is built for {cuda} instead of {wanted}.").format(
             cuda=_cuda(torch.cuda), wanted=_cuda(wanted.cuda)
         )
