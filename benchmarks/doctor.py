@@ -1,6 +1,6 @@
 """`ucllm doctor` against its peers, in turns in one run: `torch.utils.collect_env` and DeepSpeed's `ds_report`.
 
-    python benchmarks/doctor.py --workspace workspace [--megatron-cpu WORKSPACE] --out benchmarks/results/...json
+    .tool/bin/python benchmarks/doctor.py [--workspace WORKSPACE] [--megatron-cpu WORKSPACE] [--save]
 
 The workspaces must hold an environment (`make setup`; for ds_report one with DeepSpeed). Nothing is changed in them.
 """
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, default=REPOSITORY / "workspace")
     parser.add_argument("--megatron-cpu", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--save", action="store_true", help="write to results/ with the date")
     options = parser.parse_args()
     python = str(options.workspace / ".venv" / "bin" / "python")
     place = ["--workspace", str(options.workspace), "--profile", "cpu"]
@@ -81,8 +81,9 @@ def main() -> None:
         results["megatron-cpu, seconds (median)"] = median_of({"doctor": theirs, "ds_report": [report]}, options.rounds)
     text = json.dumps(results, indent=1)
     print(text)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
+    if options.save:
+        out = Path(__file__).parent / "results" / f"doctor-{results['date']}.json"
+        out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -141,6 +141,21 @@ def test_undo_puts_back_what_a_fix_moved(healthy: Tiny) -> None:
     assert healthy("undo", "1").code == 2
 
 
+def test_a_fix_that_does_not_help_exits_4(healthy: Tiny) -> None:
+    """The second check decides, never the fixer's own word."""
+    for path in healthy.site.glob("beta*"):
+        path.rename(healthy.root / path.name)
+    healthy.patch = (
+        "import dataclasses, bootstrap.requirements.env_packages as p\n"
+        "from bootstrap.requirements import Action\n"
+        "idle = lambda profile, facts, workspace: [Action('nothing', (), lambda doing: None)]\n"
+        "p.REQUIREMENT = dataclasses.replace(p.REQUIREMENT, plan=idle)"
+    )
+    seen = healthy.doctor("--fix", "--yes")
+    assert seen.code == 4
+    assert seen.statuses["env.packages"] == "fail"
+
+
 PROFILE = Profile("p", "", Path(), "", {}, ("a.one", "b.two"), (), optional=("b.two",))
 
 
