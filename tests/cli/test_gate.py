@@ -1,14 +1,17 @@
-"""A truncated corpus: `train pretrain` refuses and starts nothing, `doctor --fix` repairs, the same command trains."""
+"""What is broken: `train pretrain` refuses and starts nothing, `doctor --fix` repairs, the same command trains."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from bootstrap.profiles import locks_dir
-from tests.bootstrap.conftest import Tiny
+from tests.bootstrap.conftest import Tiny, relocate
+from tests.bootstrap.megatron import FOREIGN, pybind11_folder
+from tests.faults.conftest import git, write_origin
 from tests.test_whole_run import story
 
 pytestmark = pytest.mark.env
@@ -33,7 +36,6 @@ global_batch_size = 2
 eval_interval = 2
 save_interval = 2
 """
-#: The checks that this is about, where the profile does not list them.
 
 
 @pytest.fixture
@@ -116,3 +118,42 @@ def test_no_checks_starts_all_the_same(small: Tiny) -> None:
     started = small("train", "pretrain", "--no-checks", *_options(small))
     assert started.code == 12
     assert [item["code"] for item in started.json["errors"]] == ["corpus.damaged"]
+
+
+def _link(source: str, target: str) -> str:
+    """Share the gigabyte of packages with the environment it comes from; what may be written to is copied."""
+    if "/lib/" in source:
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)
+    return target
+
+
+def test_helpers_of_another_python_are_refused_built_and_trained_on(small: Tiny, env_python: Path) -> None:
+    """Profile `cpu` with a checkout whose helpers must be right, as in the profiles of the guide."""
+    (small.workspace / ".venv").unlink()
+    there = env_python.parents[2]
+    shutil.copytree(env_python.parents[1], small.env, symlinks=True, copy_function=_link)
+    relocate(there, small)
+    for path in pybind11_folder().glob("pybind11*"):
+        shutil.copytree(path, small.site / path.name)
+    origin = write_origin(small.root)
+    profile = small.lock.parent / "cpu" / "profile.toml"
+    text = profile.read_text(encoding="utf-8").replace(
+        '"data.recipe"', '"source.megatron", "build.helpers", "data.recipe"'
+    )
+    commit = git(origin, "rev-parse", "v1")
+    text += f'\n[sources.megatron]\nurl = "{origin}"\nfolder = "Megatron-DeepSpeed"\ntag = "v1"\ncommit = "{commit}"\n'
+    profile.write_text(text, encoding="utf-8")
+    made = small.doctor("--profile", "cpu", "--fix", "--yes")
+    assert (made.code, made.statuses["build.helpers"]) == (0, "ok"), made.out + made.err
+    (helpers,) = (small.workspace / "Megatron-DeepSpeed" / "megatron" / "data").glob("helpers*.so")
+    helpers.rename(helpers.with_name(f"helpers{FOREIGN}"))
+
+    refused = small("train", "pretrain", *_options(small))
+    assert (refused.code, [item["code"] for item in refused.json["errors"]]) == (1, ["check.build.helpers"])
+    assert not (small.workspace / "output" / "small" / "pretrain").exists()
+    fixed = small.doctor("--profile", "cpu", "--fix", "--yes")
+    assert (fixed.code, fixed.statuses["build.helpers"]) == (0, "ok"), fixed.out + fixed.err
+    trained = small("train", "pretrain", *_options(small))
+    assert trained.code == 0, trained.out + trained.err

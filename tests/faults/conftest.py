@@ -71,10 +71,8 @@ def git(folder: Path, *args: str) -> str:
     return subprocess.run(argv, check=True, env=env, capture_output=True, text=True).stdout.strip()
 
 
-def _write(root: Path) -> None:
-    """The wheels, the repository to clone from, and profile ``yard``."""
-    write_tiny(root)
-    wheel = build(root / "wheels", "pybind11", "2.11.1", code="\n\ndef get_include() -> str:\n    return '/nowhere'\n")
+def write_origin(root: Path) -> Path:
+    """A repository to clone from, shaped like Megatron-DeepSpeed: tag ``v1``, and a later commit."""
     origin = root / "origin"
     if not origin.exists():
         (origin / "megatron" / "data").mkdir(parents=True)
@@ -89,6 +87,14 @@ def _write(root: Path) -> None:
         (origin / "later").touch()
         git(origin, "add", "-A")
         git(origin, "commit", "-qm", "later")
+    return origin
+
+
+def _write(root: Path) -> None:
+    """The wheels, the repository to clone from, and profile ``yard``."""
+    write_tiny(root)
+    wheel = build(root / "wheels", "pybind11", "2.11.1", code="\n\ndef get_include() -> str:\n    return '/nowhere'\n")
+    origin = write_origin(root)
     text = (root / "locks" / "tiny" / "profile.toml").read_text(encoding="utf-8")
     ids = ", ".join(f'"{item}"' for item in REQUIREMENTS)
     text = text.replace('requirements = ["env.python", "env.packages"]', f"requirements = [{ids}]")
