@@ -53,7 +53,7 @@ def command(
 
 
 def _render(data: Mapping[str, Any]) -> str:
-    text = doctor_text.render({**data, "plan": []})
+    text = doctor_text.render({"actions": [], **data, "plan": []})
     if data.get("plan"):
         return text + "\n\n" + doctor_text.render_plan(data["plan"])
     if all(item["status"] in ("ok", "skipped", "warn") for item in data["findings"]):

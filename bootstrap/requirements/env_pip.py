@@ -48,6 +48,8 @@ def _remedy(facts: Facts) -> Remedy:
 
 def plan(_profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
     """Set pip aside, its commands and its package, and let ``ensurepip`` install the one that Python has with it."""
+    if facts.env.state != "ready":
+        return []  # an environment that is yet to be made has its own pip
     python, log = Path(facts.env.python), workspace.state / "logs" / "env.pip.txt"
 
     def put(doing: Doing) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
 from bootstrap import requirements
+from bootstrap.facts import EnvFacts, Facts
 from bootstrap.profiles import Profile, load, locks_dir, profile_names, read_lock
+from bootstrap.workspace import Workspace
 
 PROFILES = ["abci-2024.02", "cpu", "gcp-2024.02", "host", "megatron-cpu"]
 SEED_PROFILES = ["abci-2024.02", "gcp-2024.02", "megatron-cpu"]
@@ -104,3 +108,13 @@ def test_the_planned_gpu_can_run_what_the_profile_builds(name: str) -> None:
     assert tuple(map(int, profile.gpu.capability.split("."))) >= least
     # Code for 8.6 runs on 8.9: within a generation, the newer one runs what was compiled for the older.
     assert any(arch[0] == profile.gpu.capability[0] for arch in profile.torch_build.architectures)
+
+
+def test_every_path_in_the_plan_for_an_empty_machine_is_whole(profile: Profile, tmp_path: Path) -> None:
+    """What setup would do before anything is there."""
+    workspace = Workspace(tmp_path / "ws")
+    facts = dataclasses.replace(Facts(str(workspace.root)), env=EnvFacts(str(workspace.env), "absent"))
+    for requirement in requirements.load(profile.requirements):
+        for action in requirement.plan(profile, facts, workspace) if requirement.plan else []:
+            words = [word for command in action.commands for word in command.split()]
+            assert not [word for word in words if word in (".", "..") or word.startswith("./")], action
