@@ -118,6 +118,8 @@ def _open(root: Path) -> Yard:
         "PATH": f"{foreign}:{os.environ['PATH']}",
         "TORCH_EXTENSIONS_DIR": str(yard.extensions),
         "LC_ALL": "C.UTF-8",
+        # `make test` moves it into the checkout.
+        "HF_HOME": str(root / "home" / ".cache" / "huggingface"),
         # The test runner's own way to this checkout; the tool that is tested is installed.
         "PYTHONPATH": "",
         "GIT_CONFIG_GLOBAL": os.devnull,
