@@ -51,4 +51,5 @@ REQUIREMENT = Requirement(
     N_("The Miniconda installer, builds of packages and Triton run programs and load libraries from there."),
     "0-0",
     check,
+    needs=("machine.disk-tmp",),
 )
