@@ -14,8 +14,9 @@ from bootstrap.facts.collect import Request
 #: The compiled modules of apex and flash-attn that are read: those that use torch's C++ interface with strings.
 MODULES = ("apex_C", "amp_C", "fused_layer_norm_cuda", "flash_attn_2_cuda")
 LIBSTDCXX = "libstdc++.so.6"
-#: torch's namespaces as the Itanium C++ ABI writes them: a name's length, then the name.
-_TORCH = re.compile(r"3c10|2at|5torch")
+#: A name in one of torch's namespaces as the Itanium C++ ABI writes it: a table, type information or guard of it, or
+#: itself, its qualifiers, then the outermost name's length and the name. ``std::string::at`` has ``2at`` further in.
+_TORCH = re.compile(r"_Z(?:T[VTIS]|GV)?N[rVK]*[RO]?(?:3c10|2at|5torch)")
 #: What a mangled name is made of, as far as needed to step over identifiers: literals (``Lb1E``), references to
 #: earlier parts (``S1_``), lengths of identifiers, all else.
 _PART = re.compile(r"L[a-z]n?\d+E|[ST][0-9A-Z]*_|(?P<length>\d+)|(?P<string>Ss)|.", re.DOTALL)
@@ -80,7 +81,7 @@ def read(path: str) -> Binary:
 
 def abi_of(names: list[str]) -> str:
     """The C++ library ABI for which these wanted symbols of torch were compiled; empty if they hold no string."""
-    torch = [name for name in names if name.startswith("_Z") and _TORCH.search(name)]
+    torch = [name for name in names if _TORCH.match(name)]
     if any("__cxx11" in name for name in torch):
         return "cxx11"
     return "old" if any(_old_string(name) for name in torch) else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import threading
 from collections.abc import Iterable
@@ -28,6 +29,8 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "sbatch": (),
     "qsub": (),
 }
+#: What may stand before the compiler in CC and CXX; it is the compiler after them whose version counts.
+LAUNCHERS = frozenset({"ccache", "distcc", "icecc", "sccache"})
 TIMEOUT_S = 5.0
 
 
@@ -35,9 +38,10 @@ def collect(request: Request) -> ToolsFacts:
     """Find the programs, ask them all at once for their versions, and look for libaio."""
     path = search_path(request.workspace)
     # Who builds asks CC and CXX before any name.
-    chosen = {"gcc": os.environ.get("CC"), "g++": os.environ.get("CXX")}
+    chosen = {"gcc": _compiler(os.environ.get("CC", "")), "g++": _compiler(os.environ.get("CXX", ""))}
     found = {name: place for name in PROGRAMS if (place := shutil.which(chosen.get(name) or name, path=path))}
-    mine = shutil.which("nvcc", path=_without(os.environ.get("PATH", ""), request.workspace.env))
+    # The whole PATH, the environment's own part too: another nvcc behind the right one is no matter.
+    mine = shutil.which("nvcc", path=os.environ.get("PATH", ""))
     home = os.environ.get("CUDA_HOME", "")
     in_home = str(Path(home, "bin", "nvcc")) if home else ""
     asked: dict[str, tuple[str, tuple[str, ...]]] = {name: (place, PROGRAMS[name]) for name, place in found.items()}
@@ -56,9 +60,13 @@ def collect(request: Request) -> ToolsFacts:
     )
 
 
-def _without(path: str, env: Path) -> str:
-    """The user's own search path, without the environment's."""
-    return os.pathsep.join(item for item in path.split(os.pathsep) if item and Path(item) != env / "bin")
+def _compiler(command: str) -> str:
+    """The program in a ``CC`` or ``CXX``, which may hold a launcher before it and options after it."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quotation mark that is not closed
+        return command
+    return next((word for word in words if os.path.basename(word) not in LAUNCHERS), "")  # noqa: PTH119  text
 
 
 def _versions(asked: dict[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:

@@ -10,6 +10,9 @@ from bootstrap.profiles import Profile
 from bootstrap.requirements import Requirement
 from pipeline.i18n import N_, _
 
+#: Debian's and Ubuntu's packages where they have another name than the program.
+PACKAGES = {"ninja": "ninja-build"}
+
 
 def check(profile: Profile, facts: Facts) -> Finding:
     """Look for each program on the path that builds get; ninja comes with the environment's packages."""
@@ -23,7 +26,9 @@ def check(profile: Profile, facts: Facts) -> Finding:
     if not missing:
         return ok(", ".join(f"{name} {programs[name].version}".strip() for name in wanted), looked, *found)
     remedy = Remedy(
-        _("Install them."), (f"sudo apt-get install {' '.join(name for name in missing)}",), needs=("root",)
+        _("Install them."),
+        (f"sudo apt-get install {' '.join(PACKAGES.get(name, name) for name in missing)}",),
+        needs=("root",),
     )
     return fail(_("Not found: {names}.").format(names=", ".join(missing)), (looked, *found), remedy)
 

@@ -17,8 +17,9 @@ def check(profile: Profile, facts: Facts) -> Finding:
     compiler = facts.tools.programs.get("g++")
     newest = profile.cuda.newest_gcc if profile.cuda else 0
     if compiler is None:
-        wanted = f"g++-{newest}" if newest else "build-essential"
-        remedy = Remedy(_("Install a C++ compiler."), (f"sudo apt-get install {wanted}",), needs=("root",))
+        remedy = Remedy(_("Install a C++ compiler."), ("sudo apt-get install build-essential",), needs=("root",))
+        if newest:
+            remedy = Remedy(_("Install a C++ compiler."), _install(newest), needs=("root", "shell"))
         return fail(_("There is no C++ compiler."), (looked, _("found none")), remedy)
     seen = (looked, f"{compiler.path} {compiler.version}".strip())
     if not newest:
@@ -29,14 +30,18 @@ def check(profile: Profile, facts: Facts) -> Finding:
     cuda = profile.cuda.version if profile.cuda else ""
     if int(major) > newest:
         text = _("Install g++ {version} and let builds use it.").format(version=newest)
-        commands = (f"sudo apt-get install g++-{newest}", f"export CC=gcc-{newest} CXX=g++-{newest}")
         summary = _("g++ {version} is too new: nvcc of CUDA {cuda} takes at most {newest}.")
         return fail(
             summary.format(version=compiler.version, cuda=cuda, newest=newest),
             seen,
-            Remedy(text, commands, needs=("root", "shell")),
+            Remedy(text, _install(newest), needs=("root", "shell")),
         )
     return ok(_("g++ {version}, nvcc takes up to {newest}").format(version=compiler.version, newest=newest), *seen)
+
+
+def _install(version: int) -> tuple[str, ...]:
+    """The package brings no ``g++`` without a version in its name: builds must be told."""
+    return (f"sudo apt-get install g++-{version}", f"export CC=gcc-{version} CXX=g++-{version}")
 
 
 REQUIREMENT = Requirement(

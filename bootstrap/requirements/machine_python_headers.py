@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from bootstrap.facts import Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, unknown
 from bootstrap.profiles import Profile
@@ -19,6 +21,11 @@ def check(_profile: Profile, facts: Facts) -> Finding:
     short = ".".join(facts.env.version.split(".")[:2])
     text = _("Install the headers of Python {version}.").format(version=short)
     remedy = Remedy(text, (f"sudo apt-get install python{short}-dev",), needs=("root",))
+    if facts.env.kind == "conda":  # its package of Python has them
+        command = shlex.join(
+            ("conda", "install", "-p", facts.env.path, "--force-reinstall", f"python={facts.env.version}")
+        )
+        remedy = Remedy(text, (command,), needs=("network",))
     return fail(_("The headers of Python {version} are missing.").format(version=short), (looked,), remedy)
 
 

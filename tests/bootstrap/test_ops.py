@@ -214,6 +214,7 @@ def test_a_library_cut_off_anywhere_has_an_error_or_is_read(tmp_path: Path) -> N
 def test_names_of_symbols() -> None:
     assert binaries.abi_of(["_ZN3c106detail14torchCheckFailEPKcS2_jRKSs"]) == "old"
     assert binaries.abi_of(["_ZN5torch3jitL6parseEILb1EESt6vectorISsSaISsEE"]) == "old"
+    assert binaries.abi_of(["_ZNKSs2atEm", "_ZNKSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEE2atEm"]) == ""
     assert binaries.abi_of(["_ZN2at8classSslEi", "printf", "_ZNSs4_Rep9_S_createEmmRKSaIcE"]) == ""
     assert binaries.abi_of(["_ZN3c105ErrorC1ENSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE"]) == "cxx11"
     assert binaries.abi_of(["_ZNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEE9_M_createERmm"]) == ""

@@ -73,6 +73,10 @@ def _env(**values: Any) -> Facts:
     return dataclasses.replace(HEALTHY, env=dataclasses.replace(ENV, **values))
 
 
+def _cuda(nvcc: str, torch: str) -> Facts:
+    return dataclasses.replace(_program("nvcc", Program(NVCC.path, f"{nvcc}.1")), env=_env(torch=Torch("2", torch)).env)
+
+
 def _active(facts: Facts) -> Facts:
     return dataclasses.replace(facts, machine=MachineFacts(variables={"CONDA_PREFIX": "/w/.venv"}))
 
@@ -106,6 +110,8 @@ def test_a_healthy_machine(requirement: str) -> None:
         ("env.cuda-match", _program("nvcc", FOREIGN), "fail", "nothing can be compiled"),
         ("env.cuda-match", _env(torch=Torch("2.2.0", "")), "fail", "nothing can be compiled"),
         ("env.cuda-match", _env(torch=Torch("2.2.0", "11.7")), "warn", "apex refuses"),
+        ("env.cuda-match", _cuda("12.3", "12.1"), "warn", "apex refuses"),
+        ("env.cuda-match", _cuda("12.4", "12.1"), "fail", "nothing can be compiled"),
         ("env.cuda-match", _env(torch=None), "unknown", "could not be compared"),
     ],
 )
@@ -143,6 +149,52 @@ def test_programs_are_found_as_a_build_finds_them(tmp_path: Path, monkeypatch: p
     assert found.user_nvcc == found.cuda_home == Program(str(tmp_path / "cuda" / "bin" / "nvcc"), "12.2.89")
     assert found.programs["g++"] == Program(str(tmp_path / "bin" / "g++-11"), "11.4.0")
     assert found.path[0] == str(workspace.env / "bin")
+
+
+@pytest.mark.parametrize("command", ["g++-11 -std=c++17", "ccache g++-11", "{bin}/g++-11 -O2", "'g++-11"])
+def test_a_compiler_may_have_a_launcher_and_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    _fake(tmp_path / "bin", "g++-11", "11.4.0")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setenv("CXX", command.format(bin=tmp_path / "bin"))
+    found = tools.collect(Request(profiles.load("cpu"), Workspace(tmp_path / "ws"))).programs.get("g++")
+    whole = not command.startswith("'")
+    assert found == (Program(str(tmp_path / "bin" / "g++-11"), "11.4.0") if whole else None)
+
+
+@pytest.mark.parametrize(("first", "status"), [("env", "ok"), ("other", "fail")])
+def test_another_nvcc_behind_the_environments_is_no_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, status: str
+) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    line = "Cuda compilation tools, release {0}, V{0}.89"
+    _fake(workspace.env / "bin", "nvcc", line.format("11.8"))
+    _fake(tmp_path / "cuda", "nvcc", line.format("12.2"))
+    folders = [str(workspace.env / "bin"), str(tmp_path / "cuda")]
+    monkeypatch.setenv("PATH", ":".join([*(folders if first == "env" else reversed(folders)), "/usr/bin", "/bin"]))
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    facts = Facts(
+        str(workspace.root),
+        tools=tools.collect(Request(profiles.load("gcp-2024.02"), workspace)),
+        env=EnvFacts(str(workspace.env), "ready"),
+        machine=MachineFacts(variables={"CONDA_PREFIX": str(workspace.env)}),
+    )
+    assert _check("env.nvcc", facts).status == status
+
+
+@pytest.mark.parametrize(
+    ("requirement", "facts", "words"),
+    [
+        ("machine.build-tools", _program("ninja", None), "ninja-build"),
+        ("machine.compiler", _program("g++", None), "CXX=g++-11"),
+        ("machine.python-headers", _env(has_headers=False, kind="conda"), "conda install -p /w/.venv"),
+    ],
+)
+def test_a_remedy_names_what_the_check_then_finds(requirement: str, facts: Facts, words: str) -> None:
+    remedy = _check(requirement, facts).remedy
+    assert remedy is not None
+    assert words in " ".join(remedy.commands)
 
 
 def test_a_program_that_fails_has_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
