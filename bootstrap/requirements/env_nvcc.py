@@ -20,27 +20,33 @@ def check(profile: Profile, facts: Facts) -> Finding:
     seen = [_("looked for nvcc {version} in {path}").format(version=wanted, path=os.pathsep.join(facts.tools.path))]
     seen += [_("found {path} {version}").format(path=item.path, version=item.version or "?") for item in _all(facts)]
     own = f"{facts.env.path}/bin/nvcc"
+    toolkit = (f"conda install -p {facts.env.path} nvidia/label/cuda-{wanted}.0::cuda-toolkit",)
+    install = Remedy(_("Install the CUDA toolkit into it."), toolkit, needs=("network",))
+    module = (f"module load cuda/{wanted}",)
     if profile.cuda.in_env and (nvcc is None or nvcc.path != own):
-        commands = (f"conda install -p {facts.env.path} nvidia/label/cuda-{wanted}.0::cuda-toolkit",)
-        return fail(_("The environment has no nvcc."), seen, Remedy(_("Install the CUDA toolkit into it."), commands))
+        return fail(_("The environment has no nvcc."), seen, install)
     if nvcc is None:
         text = _("Load or install CUDA {version}, so that its nvcc is on PATH.").format(version=wanted)
-        return fail(_("There is no nvcc."), seen, Remedy(text, (f"module load cuda/{wanted}",), needs=("shell",)))
+        return fail(_("There is no nvcc."), seen, Remedy(text, module, needs=("shell",)))
     if not nvcc.version:
         return unknown(_("nvcc does not say its version."), seen)
     if not _is(nvcc, wanted):
         summary = _("nvcc is of CUDA {found}, not {wanted}.").format(found=nvcc.version, wanted=wanted)
-        return fail(summary, seen, Remedy(_("Bring CUDA {version} first on PATH.").format(version=wanted)))
+        first = Remedy(_("Bring CUDA {version} first on PATH.").format(version=wanted), module, needs=("shell",))
+        return fail(summary, seen, install if profile.cuda.in_env else first)
     foreign = [item for item in _all(facts)[1:] if not _is(item, wanted)]
     if not foreign:
         return ok(f"nvcc {nvcc.version}", *seen)
     where = foreign[0]
-    text = _("Put the environment's first in this shell; ucllm's own builds and stages do so themselves.")
-    commands = (f"export PATH={facts.env.path}/bin:$PATH CUDA_HOME={facts.env.path}",)
+    # CUDA_HOME too: torch.utils.cpp_extension takes it before it looks at PATH.
+    text = _("Bring CUDA {version} first on PATH.").format(version=wanted)
+    home = facts.env.path if profile.cuda.in_env else os.path.dirname(os.path.dirname(nvcc.path))  # noqa: PTH120  text
+    commands = (f"export PATH={home}/bin:$PATH CUDA_HOME={home}",)
     summary = _("Another nvcc, {path} {version}, comes before the right one.").format(
         path=where.path, version=where.version or "?"
     )
-    active = facts.env.path in (
+    # What a toolkit outside the environment builds does not wait for an activated environment.
+    active = not profile.cuda.in_env or facts.env.path in (
         facts.machine.variables.get("CONDA_PREFIX"),
         facts.machine.variables.get("VIRTUAL_ENV"),
     )

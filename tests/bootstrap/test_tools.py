@@ -217,3 +217,24 @@ def test_libaio_is_looked_for_where_compilers_look(tmp_path: Path, monkeypatch: 
     assert found.headers["libaio.h"] == str(tmp_path / "include" / "libaio.h")
     assert found.libraries["libaio"] == str(tmp_path / "lib" / "libaio.so")
     assert str(tmp_path / "lib") in found.looked_in
+
+
+def _commands(facts: Facts, profile: str) -> tuple[str, ...]:
+    found = _check("env.nvcc", facts, profile)
+    assert found.status == "fail"
+    assert found.remedy is not None
+    return found.remedy.commands
+
+
+def test_a_toolkit_of_the_system_is_not_sought_in_the_environment() -> None:
+    nvcc = Program("/apps/cuda/11.8/bin/nvcc", "11.8.89")
+    facts = _program("nvcc", nvcc)
+    assert _check("env.nvcc", facts, "abci-2024.02").status == "ok"
+    foreign = dataclasses.replace(facts, tools=dataclasses.replace(facts.tools, cuda_home=FOREIGN))
+    assert _commands(foreign, "abci-2024.02") == ("export PATH=/apps/cuda/11.8/bin:$PATH CUDA_HOME=/apps/cuda/11.8",)
+    assert _commands(_program("nvcc", FOREIGN), "abci-2024.02") == ("module load cuda/11.8",)
+
+
+def test_an_environment_with_another_nvcc_gets_the_right_toolkit() -> None:
+    (command,) = _commands(_program("nvcc", Program(NVCC.path, "11.7.99")), "gcp-2024.02")
+    assert command == "conda install -p /w/.venv nvidia/label/cuda-11.8.0::cuda-toolkit"
