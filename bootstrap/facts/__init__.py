@@ -11,6 +11,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from bootstrap.versions import minor
+
 FACTS_VERSION = 1
 
 
@@ -244,6 +246,16 @@ class EnvFacts:
     foreign_sources: dict[str, str] = field(default_factory=dict)
     shadows: tuple[str, ...] = ()
     error: str = ""
+
+    @property
+    def minor(self) -> str:
+        """The Python's major and minor version, ``3.9``-like."""
+        return minor(self.version)
+
+    @property
+    def interpreter(self) -> str:
+        """The Python to call: the one that answered, else where it has to be."""
+        return self.python or f"{self.path}/bin/python"
 
 
 @dataclass(frozen=True)

@@ -87,10 +87,9 @@ def _loads(folder: Path, env: EnvFacts) -> str:
     """Why the helpers cannot be loaded; empty if they can. In a process of its own: a bad library may crash it."""
     if env.state != "ready":
         return env.error or f"{env.path}: {env.state}"
-    python = env.python or str(Path(env.path) / "bin" / "python")
     try:
         # -B: looking must leave no __pycache__ behind
-        done = host.capture((python, "-I", "-B", "-c", _LOAD, str(folder)), timeout_s=TIMEOUT_S)
+        done = host.capture((env.interpreter, "-I", "-B", "-c", _LOAD, str(folder)), timeout_s=TIMEOUT_S)
     except (OSError, TimeoutError) as error:
         return str(error)
     if done.code == 0:

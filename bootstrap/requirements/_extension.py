@@ -10,16 +10,6 @@ from bootstrap.findings import Finding, Remedy, fail, unknown
 from pipeline.i18n import _
 
 
-def same_release(found: str, wanted: str) -> bool:
-    """Whether two versions are one release: a local part (``+cu118``) says only how it was built."""
-    return found.split("+", maxsplit=1)[0] == wanted
-
-
-def minor(version: str) -> tuple[str, ...]:
-    """A version's major and minor number."""
-    return tuple(version.split("+", maxsplit=1)[0].split(".")[:2])
-
-
 def look(modules: Sequence[str], facts: Facts, evidence: list[str], remedy: Remedy) -> Finding | None:
     """What is wrong with these compiled modules; ``None`` if nothing. What was seen is added to ``evidence``."""
     suffix = facts.env.extension_suffix

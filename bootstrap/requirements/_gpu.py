@@ -1,4 +1,4 @@
-"""What the checks of the GPU share: comparing versions, and planning for a GPU that cannot be seen."""
+"""What the checks of the GPU share: which code runs on it, and planning for a GPU that cannot be seen."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ from bootstrap.facts import Facts, Gpu
 from bootstrap.findings import Finding, skipped
 from bootstrap.profiles import Profile
 from pipeline.i18n import _
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """A version as numbers to compare: ``535.129.03`` → ``(535, 129, 3)``."""
-    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def login_node(facts: Facts) -> bool:
@@ -58,3 +53,20 @@ def devices(profile: Profile, facts: Facts) -> tuple[Gpu, ...]:
     if facts.gpu.devices or profile.gpu is None or not login_node(facts):
         return facts.gpu.devices
     return (Gpu(profile.gpu.name, profile.gpu.capability),)
+
+
+def runs(mine: tuple[int, ...], arch: str) -> bool:
+    """Whether code for ``arch`` (``sm_80``, ``compute_90a``) runs on capability ``mine``.
+
+    The rules of CUDA's programming guide: code for 8.0 runs on every 8.x with x >= 0; PTX is compiled by the driver for
+    its own and every newer capability. What ends in ``a`` is for that one alone, in ``f`` for newer ones of its major.
+    """
+    match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", arch)
+    if match is None:
+        return False
+    theirs = (int(match[2]), int(match[3]))
+    if match[4] == "a":
+        return mine == theirs
+    if match[1] == "compute" and not match[4]:
+        return mine >= theirs
+    return mine[0] == theirs[0] and mine >= theirs

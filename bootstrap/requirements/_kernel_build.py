@@ -18,6 +18,8 @@ from pathlib import Path
 from bootstrap.facts import Facts, KernelBuild, Lock, kernels
 from bootstrap.findings import Finding, Remedy, fail, ok, unknown, warn
 from bootstrap.requirements import Action, Doing
+from bootstrap.requirements._gpu import runs
+from bootstrap.versions import minor, numbers, release
 from pipeline.errors import UcllmError
 from pipeline.i18n import _
 
@@ -103,11 +105,11 @@ def _pairs(build: KernelBuild, facts: Facts) -> list[tuple[str, str, Callable[[s
     nvcc = facts.tools.cuda_home or facts.tools.programs.get("nvcc")
     cuda = (nvcc.version if nvcc else "") or (torch.cuda if torch else "")
     pairs: list[tuple[str, str, Callable[[str, str], bool]]] = [
-        (_named("CUDA", _short(stamp.get("cuda", ""))), _named("CUDA", _short(cuda)), _equal),
-        (_named("Python", _short(stamp.get("python", ""))), _named("Python", _short(env.version)), _equal),
+        (_named("CUDA", minor(stamp.get("cuda", ""))), _named("CUDA", minor(cuda)), _equal),
+        (_named("Python", minor(stamp.get("python", ""))), _named("Python", minor(env.version)), _equal),
         (
-            _named("torch", stamp.get("torch", "").split("+")[0]),
-            _named("torch", torch.version.split("+")[0] if torch else ""),
+            _named("torch", release(stamp.get("torch", ""))),
+            _named("torch", release(torch.version) if torch else ""),
             _equal,
         ),
         (stamp.get("include", ""), f"{torch.folder}/include" if torch and torch.folder else "", _equal),
@@ -122,23 +124,17 @@ def _named(name: str, value: str) -> str:
     return f"{name} {value}" if value else ""
 
 
-def _short(version: str) -> str:
-    return ".".join(version.split(".")[:2])
-
-
 def _equal(was: str, now: str) -> bool:
     return was == now
 
 
 def _has_code(was: str, now: str) -> bool:
-    """Whether a GPU runs code for ``sm 80,86+PTX``: of its own major version and no newer, or PTX no newer than it."""
-    major, minor = (int(part) for part in now.split(" ", 1)[1].split("."))
+    """Whether a GPU runs code for ``sm 80,86+PTX``, or compiles its PTX; a suffix such as ``90a`` is passed over."""
+    mine = numbers(now)
     for arch in was.split(" ", 1)[1].split(","):
-        match = re.fullmatch(r"(\d+)(\d)[a-z]?(\+PTX)?", arch.strip())
-        if match is None:
-            return True  # a way of writing that we do not know is no reason to throw a build away
-        its = (int(match[1]), int(match[2]))
-        if its <= (major, minor) and (match[3] or its[0] == major):
+        match = re.fullmatch(r"(\d+\d)[a-z]?(\+PTX)?", arch.strip())
+        # A way of writing that we do not know is no reason to throw a build away.
+        if match is None or runs(mine, f"{'compute' if match[2] else 'sm'}_{match[1]}"):
             return True
     return False
 

@@ -67,9 +67,8 @@ def _needs_build(helpers: Helpers) -> bool:
 
 
 def _commands(facts: Facts, helpers: Helpers) -> tuple[str, ...]:
-    python = facts.env.python or f"{facts.env.path}/bin/python"
     make = shlex.join(("make", "-C", helpers.folder, f"LIBEXT={facts.env.extension_suffix}"))
-    includes = f'CPPFLAGS="$({shlex.quote(python)} -m pybind11 --includes)"'
+    includes = f'CPPFLAGS="$({shlex.quote(facts.env.interpreter)} -m pybind11 --includes)"'
     return (f"{make} {includes}",) if _needs_build(helpers) else ()
 
 

@@ -27,9 +27,8 @@ def check(profile: Profile, facts: Facts) -> Finding:
         return ok(_("{name} {version} is installed").format(name=DIST, version=dist.version), looked)
     if checkout and checkout in facts.env.foreign_paths:
         return ok(_("the checkout is on the path"), looked)
-    python = facts.env.python or os.path.join(facts.env.path, "bin", "python")  # noqa: PTH118  as above
     # The guide's own command; in the folder, because setup.py reads its files relative to it.
-    command = f"cd {shlex.quote(checkout)} && {shlex.quote(python)} setup.py install"
+    command = f"cd {shlex.quote(checkout)} && {shlex.quote(facts.env.interpreter)} setup.py install"
     return fail(_("Megatron is not installed."), (looked,), Remedy(_("Install it from its checkout."), (command,)))
 
 

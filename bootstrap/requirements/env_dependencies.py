@@ -8,6 +8,7 @@ from bootstrap.facts import Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, unknown, warn
 from bootstrap.profiles import Profile, normalize
 from bootstrap.requirements import Requirement
+from bootstrap.versions import release
 from pipeline.i18n import N_, _
 
 #: What torch's wheels on the package index require for CUDA, and conda or a CPU build brings otherwise or does without.
@@ -20,7 +21,7 @@ def check(profile: Profile, facts: Facts) -> Finding:
     looked = _("compared the requirements of {count} installed packages").format(count=len(env.dists))
     if not env.dists:
         return unknown(_("The installed packages could not be read."), (looked,))
-    pins = {pin.name: pin.version for pin in profile.pins_for(".".join(env.version.split(".")[:2]))}
+    pins = {pin.name: pin.version for pin in profile.pins_for(env.minor)}
     found = _conflicts(facts, pins)
     wrong = [text for name, text in found if name in pins]
     others = [text for name, text in found if name not in pins]
@@ -48,7 +49,9 @@ def _conflicts(facts: Facts, pins: dict[str, str]) -> list[tuple[str, str]]:
     from packaging.version import InvalidVersion, Version
 
     dists, marker = facts.env.dists, _environment(facts)
-    locked = {name for name, version in pins.items() if name in dists and _same(dists[name].version, version)}
+    locked = {
+        name for name, version in pins.items() if name in dists and release(dists[name].version) == release(version)
+    }
     found = []
     for name, dist in sorted(dists.items()):
         for text in dist.requires if dist.whole else ():
@@ -71,10 +74,6 @@ def _conflicts(facts: Facts, pins: dict[str, str]) -> list[tuple[str, str]]:
     return found
 
 
-def _same(found: str, pin: str) -> bool:
-    return found.split("+", 1)[0] == pin.split("+", 1)[0]
-
-
 def _without_wheels(facts: Facts) -> bool:
     """Whether this torch gets CUDA otherwise than from wheels, or not at all."""
     return facts.env.kind == "conda" or facts.env.torch is None or not facts.env.torch.cuda
@@ -91,7 +90,7 @@ def _environment(facts: Facts) -> dict[str, str]:
         "platform_python_implementation": "CPython",
         "platform_system": facts.machine.system or "Linux",
         "python_full_version": facts.env.version,
-        "python_version": ".".join(facts.env.version.split(".")[:2]),
+        "python_version": facts.env.minor,
         "sys_platform": "darwin" if facts.machine.system == "Darwin" else "linux",
     }
 

@@ -42,7 +42,7 @@ def _pins(profile: Profile, facts: Facts) -> dict[str, Pin]:
     """The pins that can be installed again from their lock: not torch's, whose wheel may come from several places."""
     if profile.env_kind != "venv":  # conda's own is conda's to repair, an adopted one is somebody else's
         return {}
-    pins = profile.pins_for(".".join(facts.env.version.split(".")[:2]))
+    pins = profile.pins_for(facts.env.minor)
     torch = profile.torch.lock if profile.torch else ""
     return {pin.name: pin for pin in pins if pin.name in _wrong(facts) and pin.lock != torch}
 

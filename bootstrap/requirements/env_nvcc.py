@@ -8,6 +8,7 @@ from bootstrap.facts import Facts, Program
 from bootstrap.findings import Finding, Remedy, fail, ok, skipped, unknown, warn
 from bootstrap.profiles import Profile
 from bootstrap.requirements import Requirement
+from bootstrap.versions import minor
 from pipeline.i18n import N_, _
 
 
@@ -60,7 +61,7 @@ def _all(facts: Facts) -> list[Program]:
 
 
 def _is(program: Program, wanted: str) -> bool:
-    return program.version.split(".")[:2] == wanted.split(".")[:2]
+    return minor(program.version) == minor(wanted)
 
 
 REQUIREMENT = Requirement(

@@ -14,6 +14,7 @@ from bootstrap.facts.probe import is_whole
 from bootstrap.findings import Finding, Remedy, fail, ok
 from bootstrap.profiles import Profile, TorchSource, normalize
 from bootstrap.requirements import Action, Doing, Requirement
+from bootstrap.versions import release
 from bootstrap.workspace import Workspace
 from pipeline.errors import UcllmError
 from pipeline.i18n import N_, _
@@ -25,7 +26,7 @@ SHOWN = 6
 def check(profile: Profile, facts: Facts) -> Finding:
     """Compare the installed distributions with the locks. torch may carry a local version, ``2.13.0+cpu``."""
     missing, different, broken = compare(profile, facts)
-    python = ".".join(facts.env.version.split(".")[:2])
+    python = facts.env.minor
     locks = sorted({pin.lock for pin in profile.pins_for(python)})
     looked = _("compared {count} installed packages with {locks}").format(
         count=len(facts.env.dists), locks=", ".join(f"{profile.name}/{name}" for name in locks)
@@ -52,13 +53,13 @@ def compare(profile: Profile, facts: Facts) -> tuple[list[str], list[str], list[
     missing: list[str] = []
     different: list[str] = []
     broken: list[str] = []
-    for pin in profile.pins_for(".".join(facts.env.version.split(".")[:2])):
+    for pin in profile.pins_for(facts.env.minor):
         dist = facts.env.dists.get(pin.name)
         if dist is None:
             missing.append(f"{pin.name} {pin.version}")
         elif not dist.whole:
             broken.append(pin.name)
-        elif dist.version.split("+")[0] != pin.version.split("+")[0]:
+        elif release(dist.version) != release(pin.version):
             different.append(f"{pin.name} {dist.version} ≠ {pin.version}")
     return missing, different, broken
 

@@ -11,6 +11,7 @@ from bootstrap.facts.env import UNFINISHED
 from bootstrap.findings import Finding, Remedy, fail, ok
 from bootstrap.profiles import Profile
 from bootstrap.requirements import Action, Doing, Requirement
+from bootstrap.versions import minor
 from bootstrap.workspace import Workspace
 from pipeline.errors import UcllmError
 from pipeline.i18n import N_, _
@@ -24,7 +25,6 @@ def check(profile: Profile, facts: Facts) -> Finding:
         return _failing(profile, facts, _("There is no Python environment yet."), (looked,))
     if env.state == "broken":
         return _failing(profile, facts, _("The Python environment does not work."), (looked, env.error))
-    short = ".".join(env.version.split(".")[:2])
     seen = (looked, _("Python {version}").format(version=env.version))
     if not _right_kind(profile, facts):
         if profile.env_kind == "conda":
@@ -33,9 +33,9 @@ def check(profile: Profile, facts: Facts) -> Finding:
             wrong = _("it is not a virtual environment")
         found = _("its Python says that it is installed in {prefix}").format(prefix=env.prefix)
         return _failing(profile, facts, _("The Python environment does not work."), (looked, wrong, found))
-    if short not in profile.pythons:
+    if env.minor not in profile.pythons:
         wanted = _("Python {version} is not one this profile supports ({supported}).")
-        return _failing(profile, facts, wanted.format(version=short, supported=", ".join(profile.pythons)), seen)
+        return _failing(profile, facts, wanted.format(version=env.minor, supported=", ".join(profile.pythons)), seen)
     if not env.has_pip:
         return _failing(profile, facts, _("The Python environment has no pip."), seen)
     return ok(_("Python {version} in .venv").format(version=env.version), *seen)
@@ -72,14 +72,13 @@ def _failing(profile: Profile, facts: Facts, summary: str, evidence: tuple[str, 
 def base_interpreter(profile: Profile, facts: Facts) -> Interpreter | None:
     """The Python to make the environment from: the tool's own if the profile supports it, else the newest found."""
     for item in facts.machine.interpreters:
-        if ".".join(item.version.split(".")[:2]) in profile.pythons:
+        if minor(item.version) in profile.pythons:
             return item
     return None
 
 
 def _lacks_only_pip(profile: Profile, facts: Facts) -> bool:
-    short = ".".join(facts.env.version.split(".")[:2])
-    right = facts.env.state == "ready" and short in profile.pythons and _right_kind(profile, facts)
+    right = facts.env.state == "ready" and facts.env.minor in profile.pythons and _right_kind(profile, facts)
     return right and not facts.env.has_pip
 
 

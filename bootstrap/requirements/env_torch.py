@@ -8,6 +8,7 @@ from bootstrap.facts import Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, skipped
 from bootstrap.profiles import Profile, TorchBuild
 from bootstrap.requirements import Requirement
+from bootstrap.versions import release
 from pipeline.i18n import N_, _
 
 
@@ -26,7 +27,7 @@ def check(profile: Profile, facts: Facts) -> Finding:
         ),
         _("the profile has {version} for {cuda}").format(version=wanted.version, cuda=_cuda(wanted.cuda)),
     )
-    if wanted.version and torch.version.split("+")[0] != wanted.version.split("+")[0]:
+    if wanted.version and release(torch.version) != release(wanted.version):
         summary = _("torch is {version} instead of {wanted}.").format(version=torch.version, wanted=wanted.version)
         return fail(summary, seen, _remedy(profile, wanted, facts))
     # Where no GPU is used, a torch that could use one does as well: an index's default wheel is such a one.

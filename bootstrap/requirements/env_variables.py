@@ -7,6 +7,7 @@ from bootstrap.findings import Finding, Remedy, ok, warn
 from bootstrap.profiles import Profile
 from bootstrap.requirements import Requirement
 from bootstrap.requirements.env_packages import shorten
+from bootstrap.versions import release
 from pipeline.i18n import N_, _
 
 VARIABLES = ("PYTHONPATH", "PYTHONHOME")
@@ -42,11 +43,11 @@ def _inside(workspace: str, value: str) -> bool:
 def _user_packages(profile: Profile, facts: Facts) -> list[str]:
     """Packages of the user's site-packages that the locks or the environment have in another version."""
     wanted = {name: dist.version for name, dist in facts.env.dists.items()}
-    wanted |= {pin.name: pin.version for pin in profile.pins_for(".".join(facts.env.version.split(".")[:2]))}
+    wanted |= {pin.name: pin.version for pin in profile.pins_for(facts.env.minor)}
     return [
         f"{name} {version} ≠ {wanted[name]}"
         for name, version in sorted(facts.env.user_dists.items())
-        if name in wanted and version.split("+")[0] != wanted[name].split("+")[0]
+        if name in wanted and release(version) != release(wanted[name])
     ]
 
 

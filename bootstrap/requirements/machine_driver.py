@@ -6,7 +6,8 @@ from bootstrap.facts import Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, unknown
 from bootstrap.profiles import Profile
 from bootstrap.requirements import Requirement
-from bootstrap.requirements._gpu import gpu_wanted, login_node, not_wanted, numbers, planned
+from bootstrap.requirements._gpu import gpu_wanted, login_node, not_wanted, planned
+from bootstrap.versions import numbers
 from pipeline.i18n import N_, _
 
 #: What NVML's Python binding says where it finds no ``libnvidia-ml.so.1`` (``pynvml.NVMLError``).

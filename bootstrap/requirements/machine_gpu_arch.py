@@ -1,8 +1,4 @@
-"""``machine.gpu-arch``: torch, nvcc and flash-attn have, or can make, code for this GPU.
-
-The rule of CUDA's programming guide: code for 8.0 runs on every 8.x with x >= 0, never on another major version. An
-architecture that nvcc does not know cannot be compiled for.
-"""
+"""``machine.gpu-arch``: torch, nvcc and flash-attn have, or can make, code for this GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +6,8 @@ from bootstrap.facts import Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, skipped, unknown, warn
 from bootstrap.profiles import Profile
 from bootstrap.requirements import Requirement
-from bootstrap.requirements._gpu import devices, numbers
+from bootstrap.requirements._gpu import devices, runs
+from bootstrap.versions import numbers
 from pipeline.i18n import N_, _
 
 #: bfloat16 in tensor cores, NVIDIA's Ampere white paper.
@@ -37,7 +34,7 @@ def check(profile: Profile, facts: Facts) -> Finding:
         return unknown(_("The GPU's compute capability could not be read."), seen)
     for gpu in gpus:
         mine = numbers(gpu.capability)[:2]
-        wrong = [name for name, known in parts.items() if known and not _runs(mine, known)]
+        wrong = [name for name, known in parts.items() if known and not any(runs(mine, f"sm_{arch}") for arch in known)]
         least = profile.flash_attention.min_capability if profile.flash_attention else ""
         if least and mine < numbers(least):
             wrong.append("flash-attn")
@@ -52,11 +49,6 @@ def check(profile: Profile, facts: Facts) -> Finding:
         text = _("Train with fp16 instead: `--set pretrain.precision=fp16`.")
         return warn(_("{gpu} has no bfloat16.").format(gpu=old[0].name), seen, Remedy(text))
     return ok(", ".join(f"{gpu.name} ({gpu.capability})" for gpu in gpus), *seen)
-
-
-def _runs(mine: tuple[int, ...], known: tuple[str, ...]) -> bool:
-    """Whether code for one of ``known`` (``80``) runs on capability ``mine``: same major, minor not above."""
-    return any(int(item[:-1]) == mine[0] and int(item[-1]) <= mine[1] for item in known)
 
 
 REQUIREMENT = Requirement(

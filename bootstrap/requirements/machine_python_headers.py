@@ -18,7 +18,7 @@ def check(_profile: Profile, facts: Facts) -> Finding:
         return unknown(_("It cannot be told where the headers of this Python are."), (looked,))
     if facts.env.has_headers:
         return ok(_("Python.h is there"), looked)
-    short = ".".join(facts.env.version.split(".")[:2])
+    short = facts.env.minor
     text = _("Install the headers of Python {version}.").format(version=short)
     remedy = Remedy(text, (f"sudo apt-get install python{short}-dev",), needs=("root",))
     if facts.env.kind == "conda":  # its package of Python has them

@@ -30,10 +30,18 @@ def check(profile: Profile, facts: Facts) -> Finding:
 def _remedy(profile: Profile, facts: Facts) -> Remedy:
     source = profile.sources.get("apex")
     folder = str(PurePosixPath(facts.workspace) / (source.folder if source else "apex"))
-    python = facts.env.python or f"{facts.env.path}/bin/python"
     # The guide's command for pip 23.1 and newer; without --no-deps pip would look for packages again.
     pip = (
-        *(python, "-m", "pip", "install", "-v", "--disable-pip-version-check", "--no-cache-dir", "--no-deps"),
+        *(
+            facts.env.interpreter,
+            "-m",
+            "pip",
+            "install",
+            "-v",
+            "--disable-pip-version-check",
+            "--no-cache-dir",
+            "--no-deps",
+        ),
         *("--no-build-isolation", "--force-reinstall"),
         *("--config-settings", "--build-option=--cpp_ext", "--config-settings", "--build-option=--cuda_ext", folder),
     )

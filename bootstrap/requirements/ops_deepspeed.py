@@ -9,6 +9,7 @@ from bootstrap.facts import Deepspeed, Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, skipped, unknown
 from bootstrap.profiles import Profile
 from bootstrap.requirements import Requirement, _extension
+from bootstrap.versions import minor, release
 from pipeline.i18n import N_, _
 
 
@@ -27,7 +28,7 @@ def check(profile: Profile, facts: Facts) -> Finding:
     ]
     if dist is None:
         return fail(_("DeepSpeed is not installed."), evidence, remedy)
-    if not _extension.same_release(dist.version, wanted.version):
+    if release(dist.version) != wanted.version:
         summary = _("{name} is {version}, not {wanted}.")
         return fail(summary.format(name="deepspeed", version=dist.version, wanted=wanted.version), evidence, remedy)
     if not wanted.ops:
@@ -51,9 +52,7 @@ def _problem(ops: Sequence[str], built: Deepspeed, facts: Facts, evidence: list[
         return unknown(_("It cannot be told for which torch the ops were built."), evidence, remedy)
     was, now = f"torch {built.torch}, CUDA {built.cuda}", f"torch {torch.version}, CUDA {torch.cuda}"
     evidence.append(_("ops built for: {was}; installed: {now}").format(was=was, now=now))
-    if _extension.minor(built.torch) != _extension.minor(torch.version) or (
-        built.cuda and _extension.minor(built.cuda) != _extension.minor(torch.cuda)
-    ):
+    if minor(built.torch) != minor(torch.version) or (built.cuda and minor(built.cuda) != minor(torch.cuda)):
         return fail(_("The ops were built for another torch or CUDA."), evidence, remedy)
     suffix = facts.env.extension_suffix
     foreign = [path for path in built.libraries if ".cpython-" in path.rpartition("/")[2] and not path.endswith(suffix)]
@@ -78,10 +77,18 @@ def table(ops: Sequence[str], built: Deepspeed) -> list[str]:
 def _remedy(profile: Profile, facts: Facts) -> Remedy:
     wanted = profile.deepspeed
     assert wanted is not None  # noqa: S101  the caller has looked
-    python = facts.env.python or f"{facts.env.path}/bin/python"
     # The cache may hold a wheel without ops; --force-reinstall because the version alone says nothing about them;
     # --no-build-isolation because its setup.py must see the torch it builds for.
-    pip = (python, "-m", "pip", "install", "--no-cache-dir", "--no-deps", "--no-build-isolation", "--force-reinstall")
+    pip = (
+        facts.env.interpreter,
+        "-m",
+        "pip",
+        "install",
+        "--no-cache-dir",
+        "--no-deps",
+        "--no-build-isolation",
+        "--force-reinstall",
+    )
     flags = ["DS_BUILD_OPS=1", *(f"DS_BUILD_{op.upper()}=0" for op in wanted.left_out)] if wanted.ops else []
     text = _("Install this DeepSpeed and build its ops beforehand; it takes minutes and needs nvcc and libaio.")
     if not wanted.ops:

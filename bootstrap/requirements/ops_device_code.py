@@ -1,19 +1,15 @@
-"""``ops.device-code``: compiled libraries have code for the GPU that is here or planned for (tier deep).
-
-The rules of CUDA's programming guide: code for 8.0 runs on every 8.x with x >= 0; PTX is compiled by the driver for
-its own and every newer capability. What ends in ``a`` is for that one alone, in ``f`` for newer ones of its major.
-"""
+"""``ops.device-code``: compiled libraries have code for the GPU that is here or planned for (tier deep)."""
 
 from __future__ import annotations
 
-import re
 from pathlib import PurePosixPath
 
 from bootstrap.facts import Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, skipped, unknown
 from bootstrap.profiles import Profile
 from bootstrap.requirements import DEEP, Requirement
-from bootstrap.requirements._gpu import devices, numbers
+from bootstrap.requirements._gpu import devices, runs
+from bootstrap.versions import numbers
 from pipeline.i18n import N_, _
 
 
@@ -49,19 +45,6 @@ def check(profile: Profile, facts: Facts) -> Finding:
     if any(not archs for archs in code.values()):
         return unknown(_("The GPU code of a compiled library could not be read."), seen)
     return ok(_("{count} libraries have code for {capability}").format(count=len(code), capability=wanted), *seen)
-
-
-def runs(mine: tuple[int, ...], arch: str) -> bool:
-    """Whether code for ``arch`` (``sm_80``, ``compute_90a``) runs on capability ``mine``."""
-    match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", arch)
-    if match is None:
-        return False
-    theirs = (int(match[2]), int(match[3]))
-    if match[4] == "a":
-        return mine == theirs
-    if match[1] == "compute" and not match[4]:
-        return mine >= theirs
-    return mine[0] == theirs[0] and mine >= theirs
 
 
 REQUIREMENT = Requirement(

@@ -8,6 +8,7 @@ from bootstrap.facts import Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, skipped
 from bootstrap.profiles import Profile
 from bootstrap.requirements import Requirement, _extension
+from bootstrap.versions import release
 from pipeline.i18n import N_, _
 
 #: flash-attn 2's only compiled module.
@@ -19,9 +20,17 @@ def check(profile: Profile, facts: Facts) -> Finding:
     wanted = profile.flash_attention
     if wanted is None:
         return skipped(_("this profile needs no flash-attn"))
-    python = facts.env.python or f"{facts.env.path}/bin/python"
     requirement = f"flash-attn=={wanted.version}"
-    pip = (python, "-m", "pip", "install", "--no-cache-dir", "--no-deps", "--no-build-isolation", "--force-reinstall")
+    pip = (
+        facts.env.interpreter,
+        "-m",
+        "pip",
+        "install",
+        "--no-cache-dir",
+        "--no-deps",
+        "--no-build-isolation",
+        "--force-reinstall",
+    )
     # Its setup.py compiles instead of looking for a ready wheel when FLASH_ATTENTION_FORCE_BUILD is TRUE.
     remedy = Remedy(
         _("Build flash-attn again, for this Python and torch."),
@@ -35,7 +44,7 @@ def check(profile: Profile, facts: Facts) -> Finding:
     ]
     if dist is None:
         return fail(_("flash-attn is not installed."), evidence, remedy)
-    if not _extension.same_release(dist.version, wanted.version):
+    if release(dist.version) != wanted.version:
         summary = _("{name} is {version}, not {wanted}.")
         return fail(summary.format(name="flash-attn", version=dist.version, wanted=wanted.version), evidence, remedy)
     return _extension.look((MODULE,), facts, evidence, remedy) or ok(f"flash-attn {dist.version}", *evidence)

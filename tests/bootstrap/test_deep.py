@@ -19,6 +19,7 @@ from bootstrap.findings import FAIL, OK, SKIPPED, UNKNOWN
 from bootstrap.journal import Journal, Recorder, fixes, undo
 from bootstrap.profiles import Apex
 from bootstrap.requirements import env_files, env_imports, ops_device_code
+from bootstrap.requirements._gpu import runs
 from bootstrap.workspace import Workspace
 from tests.bootstrap.conftest import Tiny
 from tests.bootstrap.wheels import build
@@ -84,8 +85,8 @@ def test_device_code_without_a_gpu_or_libraries() -> None:
     assert ops_device_code.check(CPU, _deep(device_code={})).status == SKIPPED
     nameless = dataclasses.replace(HEALTHY, gpu=GpuFacts("proc", devices=(Gpu("X"),)))
     assert ops_device_code.check(CPU, nameless).status == UNKNOWN
-    assert ops_device_code.runs((10, 3), "sm_100f")
-    assert not ops_device_code.runs((9, 0), "sm_100")
+    assert runs((10, 3), "sm_100f")
+    assert not runs((9, 0), "sm_100")
 
 
 NVCC = shutil.which("nvcc")
