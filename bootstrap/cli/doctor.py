@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from bootstrap.cli.base import Chosen, Report, choose_profile, common_options, finish, readers_may_leave
+from bootstrap import requirements
+from bootstrap.cli.base import Chosen, Report, common_options, finish
 from bootstrap.cli.doctor_text import render, render_explanation, render_list, render_plan
-from bootstrap.cli.work import Work, choose, describe, header, mend_and_report, open_work
+from bootstrap.cli.work import Choice, Work, choose, describe, mend_and_report, open_work
 from bootstrap.findings import BLOCKED, OK, Finding
 from bootstrap.requirements import DEEP, QUICK, SMOKE, Action, Requirement
+from bootstrap.workspace import Workspace
 from pipeline.errors import Problem, UcllmError, did_you_mean
 from pipeline.i18n import _
 
@@ -103,39 +104,25 @@ def _open(
     everything: bool,
 ) -> Work:
     """Collect the facts, or read them from a file."""
-    if facts_file is None:
-        _place, loaded, _chosen = choose(workspace, profile, choose_profile)
-        wanted = _wanted(loaded.requirements, only, skip)
-        return open_work(
-            "doctor",
-            workspace,
-            profile,
-            choose_profile,
-            wanted,
-            tier=tier,
-            announce=not as_json,
-            everything=everything,
-        )
-    from bootstrap import requirements
-    from bootstrap.facts import files
+    facts = None
+    if facts_file is not None:
+        from bootstrap.facts import files
 
-    facts = files.load(facts_file)
-    named = profile or facts.profile
-    place, loaded, chosen = choose(workspace, named, choose_profile)
-    if not profile:
-        chosen = Chosen(loaded.name, _("the facts were collected for it"))
-    place = dataclasses.replace(place, root=Path(facts.workspace))
+        facts = files.load(facts_file)
+    choice = choose(workspace, profile or (facts.profile if facts else None))
+    if facts is not None:
+        chosen = choice.chosen if profile else Chosen(choice.profile.name, _("the facts were collected for it"))
+        choice = Choice(Workspace(Path(facts.workspace)), choice.profile, chosen)
+    wanted = _wanted(choice.profile.requirements, only, skip)
     if not as_json:
-        with readers_may_leave():
-            click.echo(header(place, loaded, chosen))
-    wanted = _wanted(loaded.requirements, only, skip)
-    return Work("doctor", place, loaded, chosen, facts, requirements.load(wanted), tier)
+        choice.announce()
+    if facts is None:
+        return open_work("doctor", choice, wanted, tier=tier, everything=everything)
+    return Work("doctor", choice.workspace, choice.profile, choice.chosen, facts, requirements.load(wanted), tier)
 
 
 def _wanted(known: Sequence[str], only: Sequence[str], skip: Sequence[str]) -> list[str]:
     """The ids to check, in order; with ``--only`` also those that they need. Raises for ids that are not there."""
-    from bootstrap import requirements
-
     problems = [
         Problem("usage", _("This profile has no check `{id}`.").format(id=item), hint=did_you_mean(item, known))
         for item in (*only, *skip)
@@ -143,12 +130,7 @@ def _wanted(known: Sequence[str], only: Sequence[str], skip: Sequence[str]) -> l
     ]
     if problems:
         raise UcllmError.of(problems)
-    wanted = set(only or known)
-    grown: set[str] = set()
-    while grown != wanted:
-        grown = set(wanted)
-        wanted |= {need for item in requirements.load(sorted(grown)) for need in item.needs if need in known}
-    return [item for item in known if item in wanted - set(skip)]
+    return [item for item in requirements.with_needs(only or known, known) if item not in skip]
 
 
 def _shown(findings: list[Finding], only: Sequence[str]) -> list[Finding]:
@@ -160,9 +142,7 @@ def _shown(findings: list[Finding], only: Sequence[str]) -> list[Finding]:
 
 
 def _list(workspace: Path | None, profile: str | None, *, as_json: bool) -> None:
-    from bootstrap import requirements
-
-    _place, loaded, _chosen = choose(workspace, profile, choose_profile)
+    loaded = choose(workspace, profile).profile
     listed = [describe(item, loaded) for item in requirements.load(loaded.requirements)]
     finish(
         Report("doctor", "ok", 0, {"profile": loaded.name, "requirements": listed}), as_json=as_json, text=render_list
@@ -170,13 +150,13 @@ def _list(workspace: Path | None, profile: str | None, *, as_json: bool) -> None
 
 
 def _explain(wanted: str, workspace: Path | None, profile: str | None, *, as_json: bool) -> None:
-    from bootstrap import profiles, requirements
+    from bootstrap import profiles
 
     loaded = [profiles.load(name) for name in profiles.profile_names()]
     known = list(dict.fromkeys(item for one in loaded for item in one.requirements))
     if wanted not in known:
         raise UcllmError("usage", _("There is no check `{id}`.").format(id=wanted), hint=did_you_mean(wanted, known))
-    _place, mine, _chosen = choose(workspace, profile, choose_profile)
+    mine = choose(workspace, profile).profile
     asking = [one for one in loaded if wanted in one.requirements]
     described = describe(requirements.load([wanted])[0], mine if mine in asking else asking[0])
     data = {"requirement": {**described, "profiles": [one.name for one in asking]}}

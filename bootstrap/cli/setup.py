@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from bootstrap.cli import doctor_text
-from bootstrap.cli.base import Report, choose_profile, common_options, finish
-from bootstrap.cli.work import mend_and_report, open_work
+from bootstrap.cli.base import Report, common_options, finish
+from bootstrap.cli.work import choose, mend_and_report, open_work
 from pipeline.i18n import _
 
 
@@ -32,7 +32,10 @@ def command(
 
     from bootstrap import runner
 
-    work = open_work("setup", workspace, profile, choose_profile, announce=not as_json)
+    choice = choose(workspace, profile)
+    if not as_json:
+        choice.announce()
+    work = open_work("setup", choice)
     findings = work.findings()
     if dry_run:
         data = {**work.data(findings), "plan": work.plan()}

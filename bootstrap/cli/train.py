@@ -13,14 +13,12 @@ from typing import Any
 import click
 
 from bootstrap import __version__, requirements
-from bootstrap.cli.base import LazyGroup, Report, choose_profile, common_options, finish
+from bootstrap.cli.base import LazyGroup, Report, common_options, finish
 from bootstrap.cli.train_text import Terminal, render
-from bootstrap.cli.work import Work, choose, sections_for
+from bootstrap.cli.work import Work, choose, open_work
 from bootstrap.facts.access import huggingface
-from bootstrap.facts.collect import collect
 from bootstrap.findings import FAIL, UNKNOWN, Finding
 from bootstrap.profiles import Profile
-from bootstrap.requirements import Requirement
 from pipeline.config import Config
 from pipeline.errors import Problem, UcllmError
 from pipeline.i18n import N_, _
@@ -176,14 +174,12 @@ def _engines(stage: str, engine: str | None) -> dict[str, str]:
 def _train(stage: str, values: dict[str, Any]) -> None:
     as_json = values["as_json"]
     names = [info.name for info in STAGES] if stage == "all" else [stage]
-    workspace, profile, chosen = choose(values["workspace"], values["profile"], choose_profile)
-    config = _configuration(stage, values, profile)
-    wanted = _wanted(names, values, profile)
-    facts = collect(profile, workspace, sections_for(wanted), config=config)
-    work = Work(f"train {stage}", workspace, profile, chosen, facts, wanted)
+    choice = choose(values["workspace"], values["profile"])
+    config = _configuration(stage, values, choice.profile)
+    work = open_work(f"train {stage}", choice, _wanted(names, values, choice.profile), config=config)
     plans = _plans(names, values, config, work)
     environment = Environment(work.workspace.python, work.workspace.state, __version__, values["no_checks"])
-    findings = _gate(work)
+    findings = work.findings()
     if values["dry_run"]:
         finish(_dry_run(plans, environment, config, work, findings), as_json=as_json, text=render)
     if not values["no_checks"]:
@@ -269,23 +265,12 @@ def _absolute(item: str) -> str:
     )
 
 
-def _wanted(names: Sequence[str], values: Mapping[str, Any], profile: Profile) -> list[Requirement]:
-    """The requirements of these stages, with all that those need."""
+def _wanted(names: Sequence[str], values: Mapping[str, Any], profile: Profile) -> list[str]:
+    """The checks of these stages, with all that those need."""
     ids = required(names, profile.requirements)
     if len(names) == 1 and values["inputs"]:
         ids -= {"data.corpus"}  # it is about the recipe's; a corpus of the user's own is checked by the stage
-    while True:
-        found = requirements.load(item for item in profile.requirements if item in ids)
-        more = {need for item in found for need in item.needs if need in profile.requirements} - ids
-        if not more:
-            return found
-        ids |= more
-
-
-def _gate(work: Work) -> list[Finding]:
-    from bootstrap import runner
-
-    return runner.diagnose(work.profile, work.facts, work.requirements)
+    return requirements.with_needs(ids, profile.requirements)
 
 
 def _refuse(stage: str, findings: Sequence[Finding], values: Mapping[str, Any]) -> None:

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bootstrap import host, profiles, requirements, runner
 from bootstrap import workspace as workspaces
-from bootstrap.cli.base import Chosen, Report, finish, readers_may_leave
+from bootstrap.cli.base import Chosen, Report, choose_profile, finish, readers_may_leave
 from bootstrap.facts import Facts
 from bootstrap.facts.collect import TIMEOUTS_S, collect
 from bootstrap.findings import Finding
@@ -24,6 +24,9 @@ from bootstrap.requirements import QUICK, TIERS, Action, Requirement
 from bootstrap.workspace import Workspace
 from pipeline.errors import UcllmError
 from pipeline.i18n import _
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 
 @dataclass(frozen=True)
@@ -81,48 +84,48 @@ def describe(requirement: Requirement, profile: Profile) -> dict[str, Any]:
     }
 
 
-def choose(
-    workspace: Path | None, profile: str | None, chooser: Callable[[str | None, str], Chosen]
-) -> tuple[Workspace, Profile, Chosen]:
+@dataclass(frozen=True)
+class Choice:
     """Which workspace and which profile, before anything is read of the machine."""
+
+    workspace: Workspace
+    profile: Profile
+    chosen: Chosen
+
+    def announce(self) -> None:
+        """Print the first line of a report."""
+        text = _("Profile {profile} ({reason}), workspace {workspace}")
+        with readers_may_leave():
+            click.echo(text.format(profile=self.profile.name, reason=self.chosen.reason, workspace=self.workspace.root))
+
+
+def choose(workspace: Path | None, profile: str | None) -> Choice:
+    """By the options, the variables, the workspace's record, or what the machine looks like (DESIGN section 3)."""
     place = workspaces.find(workspace)
-    chosen = chooser(profile, place.recorded_profile())
-    return place, profiles.load(chosen.name), chosen
+    chosen = choose_profile(profile, place.recorded_profile())
+    return Choice(place, profiles.load(chosen.name), chosen)
 
 
 def open_work(
     command: str,
-    workspace: Path | None,
-    profile: str | None,
-    chooser: Callable[[str | None, str], Chosen],
+    choice: Choice,
     only: Sequence[str] | None = None,
     *,
     tier: str = QUICK,
-    announce: bool = False,
     everything: bool = False,
+    config: Config | None = None,
 ) -> Work:
-    """Choose workspace and profile and collect the facts; ``only`` limits the requirements.
+    """Collect the facts; ``only`` limits the requirements.
 
-    ``announce`` prints the first line of the report before anything slow begins. ``everything`` collects also what
-    none of the requirements reads.
+    ``everything`` collects also what none of the requirements reads; ``config`` is a training that is about to start.
     """
-    place, loaded, chosen = choose(workspace, profile, chooser)
-    if announce:
-        with readers_may_leave():
-            click.echo(header(place, loaded, chosen))
-    wanted = requirements.load(item for item in loaded.requirements if only is None or item in only)
+    profile = choice.profile
+    wanted = requirements.load(item for item in profile.requirements if only is None or item in only)
     sections = sections_for(wanted, tier)
     if everything:
         sections = tuple(dict.fromkeys((*TIMEOUTS_S, *sections)))
-    facts = collect(loaded, place, sections)
-    return Work(command, place, loaded, chosen, facts, wanted, tier)
-
-
-def header(workspace: Workspace, profile: Profile, chosen: Chosen) -> str:
-    """The first line of a report."""
-    return _("Profile {profile} ({reason}), workspace {workspace}").format(
-        profile=profile.name, reason=chosen.reason, workspace=workspace.root
-    )
+    facts = collect(profile, choice.workspace, sections, config=config)
+    return Work(command, choice.workspace, profile, choice.chosen, facts, wanted, tier)
 
 
 def sections_for(wanted: Sequence[Requirement], tier: str = QUICK) -> tuple[str, ...]:

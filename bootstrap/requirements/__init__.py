@@ -6,7 +6,7 @@ The module of ``machine.gpu-arch`` is ``machine_gpu_arch``; it offers ``REQUIREM
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -76,3 +76,13 @@ def load(ids: Iterable[str]) -> list[Requirement]:
         requirement: Requirement = importlib.import_module(module_of(item)).REQUIREMENT
         found.append(requirement)
     return found
+
+
+def with_needs(ids: Iterable[str], listed: Sequence[str]) -> list[str]:
+    """``ids`` and all that they need, as far as a profile lists it, in the profile's order."""
+    wanted = waiting = set(ids)
+    while waiting:
+        needed = {need for item in load(sorted(waiting)) for need in item.needs if need in listed}
+        waiting = needed - wanted
+        wanted = wanted | waiting
+    return [item for item in listed if item in wanted]
