@@ -42,6 +42,12 @@ class Done:
     stdout: str
     stderr: str
 
+    @property
+    def complaint(self) -> str:
+        """The last line of its standard error, which says most of a Python that failed; else its exit code."""
+        lines = self.stderr.strip().splitlines()
+        return lines[-1] if lines else f"exit {self.code}"
+
 
 def capture(argv: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None) -> Done:
     """Run a short command in the C locale and return what it said.

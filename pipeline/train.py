@@ -67,6 +67,19 @@ class Observer(Protocol):
         """A stage has ended, or needed nothing."""
 
 
+class Silent:
+    """An observer that nobody reads: the log holds all of it. What wants one thing overrides one method."""
+
+    def started(self, plan: runs.StagePlan, reason: str) -> None:
+        """Say nothing."""
+
+    def event(self, plan: runs.StagePlan, event: Mapping[str, Any]) -> None:
+        """Say nothing."""
+
+    def finished(self, result: StageResult) -> None:
+        """Say nothing."""
+
+
 class StageFailed(Exception):  # noqa: N818  it carries the failure, and the results so far
     """A stage failed; ``results`` holds it, last, and those before it."""
 

@@ -11,8 +11,10 @@ from typing import Any
 from bootstrap.facts import BinariesFacts, Binary, EnvFacts
 from bootstrap.facts.collect import Request
 
+#: flash-attn 2's only compiled module.
+FLASH_ATTENTION = "flash_attn_2_cuda"
 #: The compiled modules of apex and flash-attn that are read: those that use torch's C++ interface with strings.
-MODULES = ("apex_C", "amp_C", "fused_layer_norm_cuda", "flash_attn_2_cuda")
+MODULES = ("apex_C", "amp_C", "fused_layer_norm_cuda", FLASH_ATTENTION)
 LIBSTDCXX = "libstdc++.so.6"
 #: A name in one of torch's namespaces as the Itanium C++ ABI writes it: a table, type information or guard of it, or
 #: itself, its qualifiers, then the outermost name's length and the name. ``std::string::at`` has ``2at`` further in.

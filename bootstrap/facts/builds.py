@@ -94,10 +94,9 @@ def _loads(folder: Path, env: EnvFacts) -> str:
         return str(error)
     if done.code == 0:
         return ""
-    lines = done.stderr.strip().splitlines()
     if done.code < 0:
         return signal.strsignal(-done.code) or f"signal {-done.code}"
-    return lines[-1] if lines else f"exit {done.code}"
+    return done.complaint
 
 
 def _stale(folder: Path, suffix: str) -> bool:

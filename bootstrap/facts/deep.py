@@ -11,6 +11,7 @@ from typing import Any
 
 from bootstrap import host
 from bootstrap.facts import BuildsFacts, DeepFacts, EnvFacts, device_code
+from bootstrap.facts.binaries import FLASH_ATTENTION
 from bootstrap.facts.collect import Request
 from bootstrap.profiles import Profile
 from pipeline.i18n import _
@@ -18,8 +19,6 @@ from pipeline.i18n import _
 PROBE = Path(__file__).parent / "deep_probe.py"
 #: Below the section's own limit, so that what the other child found is not lost with the one that hangs.
 TIMEOUT_S = 840.0
-#: flash-attn 2's compiled module.
-FLASH = "flash_attn_2_cuda"
 
 
 def collect(request: Request) -> DeepFacts:
@@ -59,7 +58,7 @@ def modules(profile: Profile, env: EnvFacts) -> list[str]:
 
 def libraries(profile: Profile, env: EnvFacts, builds: BuildsFacts) -> list[str]:
     """The compiled files that the profile's training loads with this Python."""
-    names = [*(profile.apex.modules if profile.apex else ()), *((FLASH,) if profile.flash_attention else ())]
+    names = [*(profile.apex.modules if profile.apex else ()), *((FLASH_ATTENTION,) if profile.flash_attention else ())]
     found = [path for name in names for path in env.extensions.get(name, ())]
     if profile.deepspeed and profile.deepspeed.ops and env.deepspeed:
         found += env.deepspeed.libraries
@@ -90,8 +89,7 @@ def import_all(
             errors[said["imported"]] = said["error"]
             seconds[said["imported"]] = round(said["seconds"], 3)
     if not errors:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit {done.code}"]
-        errors[names[0]] = last[0]
+        errors[names[0]] = done.complaint
     return errors, seconds
 
 

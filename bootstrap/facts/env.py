@@ -35,8 +35,7 @@ def read(env: Path, *, timeout_s: float = TIMEOUT_S) -> EnvFacts:
     except (OSError, TimeoutError) as error:
         return EnvFacts(str(env), "broken", error=str(error))
     if done.code != 0:
-        lines = done.stderr.strip().splitlines()
-        return EnvFacts(str(env), "broken", error=lines[-1] if lines else f"exit {done.code}")
+        return EnvFacts(str(env), "broken", error=done.complaint)
     try:
         return _facts(env, json.loads(done.stdout))
     except (ValueError, KeyError, TypeError) as error:

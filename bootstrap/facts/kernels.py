@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.facts import EnvFacts, KernelBuild, Lock
+from bootstrap.facts import EnvFacts, KernelBuild, Lock, mounts
 
 #: Our record beside a build of what it was built for: ``torch``, ``cuda``, ``archs``, ``python``.
 STAMP = "ucllm-stamp.json"
@@ -62,7 +62,8 @@ def read_lock(path: Path, waits: Callable[[Process], bool] = lambda _process: Fa
     owners, waiters = [], []
     # The builder made the file, so it is its owner's; only root sees what other users' processes hold.
     theirs = state.st_uid != os.getuid()
-    unseen = _shared(folder) or (theirs and os.getuid() != 0)
+    # A file system that other hosts may share shows only who holds it here.
+    unseen = mounts.kind(folder, mounts.read()) in SHARED or (theirs and os.getuid() != 0)
     for process in processes():
         if (state.st_dev, state.st_ino) in process.open_files:
             owners.append(process.pid)
@@ -134,22 +135,6 @@ def waits_for_megatron(checkout: Path) -> Callable[[Process], bool]:
             return False
 
     return waits
-
-
-def _shared(folder: str) -> bool:
-    """Whether ``folder`` is on a file system that other hosts may share."""
-    try:
-        lines = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    best, kind = "", ""
-    for line in lines:
-        _device, point, this, *_rest = line.split(" ")
-        point = point.replace("\\040", " ")
-        inside = folder == point or folder.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):  # of two mounts on one place the later one is seen
-            best, kind = point, this
-    return kind in SHARED
 
 
 def _stamp(path: Path, env: EnvFacts) -> dict[str, str]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bootstrap import host
-from bootstrap.facts import Disk, Interpreter, MachineFacts, cgroup
+from bootstrap.facts import Disk, Interpreter, MachineFacts, cgroup, mounts
 from bootstrap.facts.collect import Request
 from pipeline.i18n import _
 
@@ -165,10 +165,7 @@ def container(environment: Mapping[str, str], root: Path = Path("/")) -> str:
 
 def _disks(workspace: Path, errors: dict[str, str]) -> dict[str, Disk]:
     """The four file systems, each asked in a thread of its own: one that hangs costs only itself."""
-    try:
-        mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        mounts = ""
+    table = mounts.read()
     places: dict[str, tuple[Path, bool]] = {
         "workspace": (workspace, False),
         "tmp": (Path(os.environ.get("TMPDIR") or "/tmp"), True),  # noqa: S108  what every program takes without TMPDIR
@@ -179,7 +176,7 @@ def _disks(workspace: Path, errors: dict[str, str]) -> dict[str, Disk]:
     reasons: dict[str, str] = {}
 
     def ask(name: str, path: Path, must_exist: bool) -> None:
-        found[name] = disk(path, reasons, mounts, must_exist=must_exist)
+        found[name] = disk(path, reasons, table, must_exist=must_exist)
 
     threads = {
         name: threading.Thread(target=ask, args=(name, *place), name=f"disk-{name}", daemon=True)
@@ -197,7 +194,7 @@ def _disks(workspace: Path, errors: dict[str, str]) -> dict[str, Disk]:
     return dict(found)
 
 
-def disk(path: Path, errors: dict[str, str], mounts: str, *, must_exist: bool) -> Disk:
+def disk(path: Path, errors: dict[str, str], table: str, *, must_exist: bool) -> Disk:
     """The file system that holds ``path``, or its nearest parent if it need not exist.
 
     What must exist and does not has no room and is not writable; the reason is ``errors["disk PATH"]``.
@@ -208,7 +205,7 @@ def disk(path: Path, errors: dict[str, str], mounts: str, *, must_exist: bool) -
         errors[f"disk {path}"] = _("there is no such folder")
         return Disk(str(path), free=0, total=0, writable=False)
     writable = os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)  # noqa: PTH112  as above
-    kind = _kind(os.path.realpath(existing), mounts)
+    kind = mounts.kind(os.path.realpath(existing), table)
     try:
         state = os.statvfs(existing)
     except OSError as error:
@@ -223,20 +220,6 @@ def disk(path: Path, errors: dict[str, str], mounts: str, *, must_exist: bool) -
         writable=writable,
         kind=kind,
     )
-
-
-def _kind(path: str, mounts: str) -> str:
-    """The type of the file system mounted at, or nearest above, ``path``; the last mounted hides those before."""
-    best, kind = -1, ""
-    for line in mounts.splitlines():
-        words = line.split(" ")
-        if len(words) < 3:
-            continue
-        # Spaces and the like are octal there: \040.
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), words[1])
-        if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= best:
-            best, kind = len(point), words[2]
-    return kind
 
 
 def own_interpreter() -> tuple[Interpreter, ...]:

@@ -17,8 +17,6 @@ from pipeline.i18n import _
 
 if TYPE_CHECKING:
     from bootstrap.facts.collect import Request
-    from pipeline import runs
-    from pipeline.train import StageResult
 
 #: The only engine whose training is short enough to be a check. Others give facts with their name and nothing else.
 ENGINE = "torch"
@@ -47,19 +45,6 @@ STAGES = ("tokenizer", "corpus", "pretrain")
 SENTENCES = 500
 
 
-class _Nobody:
-    """Watches a run and says nothing: the log holds all of it."""
-
-    def started(self, plan: runs.StagePlan, reason: str) -> None:
-        """Say nothing."""
-
-    def event(self, plan: runs.StagePlan, event: Mapping[str, Any]) -> None:
-        """Say nothing."""
-
-    def finished(self, result: StageResult) -> None:
-        """Say nothing."""
-
-
 def collect(request: Request) -> SmokeFacts:
     """Train two steps with the profile's engine. A failure is a fact with its log, never an exception."""
     engine = request.profile.engines.get("pretrain", "")
@@ -73,22 +58,27 @@ def collect(request: Request) -> SmokeFacts:
     return SmokeFacts(engine, 0 if error else STEPS, loss, seconds, error, log)
 
 
+def folder_in(state: Path) -> Path:
+    """Where the training lies, below the workspace's ``.ucllm``."""
+    return state / "cache" / "smoke"
+
+
 def _train(python: Path, state: Path) -> tuple[float | None, str, str]:
     """Run the three stages anew; the last loss, the error (empty: none), and the log that tells more."""
     from bootstrap import __version__
     from pipeline import runs
     from pipeline.recipe import resolve
     from pipeline.stages import Sources, module_of
-    from pipeline.train import Environment, StageFailed, train
+    from pipeline.train import Environment, Silent, StageFailed, train
 
-    folder = state / "cache" / "smoke"
+    folder = folder_in(state)
     sources = Sources(folder / "run")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         runs.write_text_atomically(folder / "text.txt", text())
         config = resolve("", (), {**SETTINGS, "data.input": [str(folder / "text.txt")]})
         plans = [module_of(name).plan(name, config, sources) for name in STAGES]
-        results = train(plans, Environment(python, state, __version__), _Nobody(), force=True)
+        results = train(plans, Environment(python, state, __version__), Silent(), force=True)
     except StageFailed as failure:
         home = sources.home(failure.stage)
         log = home / runs.LOG

@@ -7,7 +7,28 @@ from pathlib import PurePosixPath
 
 from bootstrap.facts import Facts
 from bootstrap.findings import Finding, Remedy, fail, unknown
+from bootstrap.versions import release
 from pipeline.i18n import _
+
+
+def installed(
+    name: str, version: str, facts: Facts, evidence: list[str], remedy: Remedy, absent: str
+) -> Finding | None:
+    """What is wrong with a distribution that must be there in this release; ``None`` if nothing.
+
+    ``absent`` is the summary if it is not there. What was seen is added to ``evidence``.
+    """
+    dist = facts.env.dists.get(name)
+    evidence += [
+        _("looked for {wanted} in site-packages of {path}").format(wanted=f"{name}=={version}", path=facts.env.path),
+        _("found: {name} {version}").format(name=name, version=dist.version) if dist else _("found: none"),
+    ]
+    if dist is None:
+        return fail(absent, evidence, remedy)
+    if release(dist.version) != version:
+        summary = _("{name} is {version}, not {wanted}.")
+        return fail(summary.format(name=name, version=dist.version, wanted=version), evidence, remedy)
+    return None
 
 
 def look(modules: Sequence[str], facts: Facts, evidence: list[str], remedy: Remedy) -> Finding | None:

@@ -107,22 +107,16 @@ def plan(_profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
     return actions
 
 
-class _Notes:
+class _Notes(training.Silent):
     """Hands a stage's notes on, and nothing else: a fix is no place for progress bars."""
 
     def __init__(self, doing: Doing) -> None:
         self._doing = doing
 
-    def started(self, plan: runs.StagePlan, reason: str) -> None:
-        """Nothing to say: the action was announced."""
-
     def event(self, _plan: runs.StagePlan, event: Mapping[str, Any]) -> None:
         """Notes only."""
         if event["event"] == "note":
             self._doing.say(str(event["text"]))
-
-    def finished(self, result: training.StageResult) -> None:
-        """Nothing to say: the action ends."""
 
 
 def _make(corpus: Corpus, workspace: Workspace, doing: Doing) -> None:

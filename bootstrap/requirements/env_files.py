@@ -10,7 +10,7 @@ from bootstrap.facts import Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, unknown
 from bootstrap.profiles import Pin, Profile, normalize
 from bootstrap.requirements import DEEP, Action, Doing, Requirement
-from bootstrap.requirements.env_packages import _pip, _pip_environment, shorten
+from bootstrap.requirements.env_packages import pip, pip_environment, shorten
 from bootstrap.workspace import Workspace
 from pipeline.i18n import N_, _
 
@@ -49,10 +49,10 @@ def _pins(profile: Profile, facts: Facts) -> dict[str, Pin]:
 
 def _remedy(profile: Profile, facts: Facts, wrong: list[str]) -> Remedy:
     ours = _pins(profile, facts)
-    pip = (facts.env.python, "-I", "-m", "pip", "install", "--force-reinstall", "--no-deps")
+    again = (facts.env.python, "-I", "-m", "pip", "install", "--force-reinstall", "--no-deps")
     wanted = [f"{name}=={facts.env.dists[name].version}" if name in facts.env.dists else name for name in wrong]
     text = _("Install these packages again: {names}.").format(names=", ".join(wanted))
-    return Remedy(text, (shlex.join((*pip, *wanted)),), automatic=set(wrong) <= set(ours), needs=("network",))
+    return Remedy(text, (shlex.join((*again, *wanted)),), automatic=set(wrong) <= set(ours), needs=("network",))
 
 
 def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
@@ -63,7 +63,7 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
     names = ", ".join(sorted(pins))
     changed = sorted({Path(path) for name in pins for path in facts.deep.changed.get(name, ())})
     lock = workspace.state / "cache" / "reinstall.lock"
-    argv = _pip(workspace.python, lock, "--force-reinstall")
+    argv = pip(workspace.python, lock, "--force-reinstall")
 
     def aside(doing: Doing) -> None:
         for path in changed:
@@ -73,7 +73,7 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
         text = "".join(block(profile.folder / pin.lock, pin.name) for pin in pins.values())
         lock.parent.mkdir(parents=True, exist_ok=True)
         lock.write_text(text, encoding="utf-8")
-        host.run_logged(argv, log=workspace.state / "logs" / "env.files.txt", env=_pip_environment(workspace))
+        host.run_logged(argv, log=workspace.state / "logs" / "env.files.txt", env=pip_environment(workspace))
 
     kept = [Action(_("Set the changed files of {names} aside").format(names=names), (), aside)] if changed else []
     return [*kept, Action(_("Install {names} again from the locks").format(names=names), (shlex.join(argv),), install)]
@@ -98,6 +98,6 @@ REQUIREMENT = Requirement(
     check,
     plan,
     needs=("env.python", "env.packages"),
-    reads=("builds", "deep", "env"),
+    reads=("deep", "env"),
     tier=DEEP,
 )

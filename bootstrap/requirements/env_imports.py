@@ -49,6 +49,6 @@ REQUIREMENT = Requirement(
     "0-3",
     check,
     needs=("env.packages", "env.torch"),
-    reads=("builds", "deep", "env"),
+    reads=("deep", "env"),
     tier=DEEP,
 )

@@ -71,7 +71,7 @@ def shorten(names: list[str]) -> str:
     return _("{names} and {more} more").format(names=text, more=more) if more > 0 else text
 
 
-def _pip(python: Path, lock: Path, *more: str) -> tuple[str, ...]:
+def pip(python: Path, lock: Path, *more: str) -> tuple[str, ...]:
     """pip, told to install exactly the lock: every hash checked, wheels only, nothing resolved."""
     exact = ("--require-hashes", "--no-deps", "--only-binary", ":all:")
     quiet = ("--no-input", "--disable-pip-version-check", "--progress-bar", "off")
@@ -79,7 +79,7 @@ def _pip(python: Path, lock: Path, *more: str) -> tuple[str, ...]:
     return (str(python), "-I", "-m", "pip", "install", *exact, *quiet, *more, "-r", str(lock))
 
 
-def _pip_environment(workspace: Workspace) -> dict[str, str]:
+def pip_environment(workspace: Workspace) -> dict[str, str]:
     """Variables for pip: a lock is exact, so a site's constraints must not speak; nothing goes to the user's home."""
     scratch = workspace.state / "cache" / "tmp"
     shutil.rmtree(scratch, ignore_errors=True)  # gigabytes of a pip that was killed; only one works here at a time
@@ -91,7 +91,7 @@ def _pip_environment(workspace: Workspace) -> dict[str, str]:
 
 def _commands(profile: Profile, python: Path) -> list[str]:
     locks = list(dict.fromkeys(pin.lock for pin in profile.pins))
-    return [shlex.join(_pip(python, profile.folder / name)) for name in locks]
+    return [shlex.join(pip(python, profile.folder / name)) for name in locks]
 
 
 def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
@@ -120,17 +120,17 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
             _install_torch(profile, torch, workspace, log, doing.say)
 
         text = _("Install torch from {lock}").format(lock=torch.lock)
-        actions.append(Action(text, (shlex.join(_pip(python, profile.folder / torch.lock)),), install_torch))
+        actions.append(Action(text, (shlex.join(pip(python, profile.folder / torch.lock)),), install_torch))
     for name in dict.fromkeys(pin.lock for pin in profile.pins):
         if profile.torch is not None and name == profile.torch.lock:
             continue
-        argv = _pip(python, profile.folder / name)
+        argv = pip(python, profile.folder / name)
 
         def install(doing: Doing, argv: tuple[str, ...] = argv) -> None:
             # What a killed pip had renamed to `~name` before it installed another version.
             for leftover in workspace.env.glob("lib/python*/site-packages/~*"):
                 doing.move_aside(leftover)
-            host.run_logged(argv, log=log, env=_pip_environment(workspace))
+            host.run_logged(argv, log=log, env=pip_environment(workspace))
 
         megabytes = profile.sizes.get(name)
         size = _(" (about {megabytes} MB)").format(megabytes=round(megabytes)) if megabytes else ""
@@ -145,13 +145,13 @@ def _install_torch(
 
     Only «there is no such wheel here» leads to the next source; a wheel with another hash is an error at once.
     """
-    python, env = workspace.python, _pip_environment(workspace)
+    python, env = workspace.python, pip_environment(workspace)
     lock = profile.folder / torch.lock
     cpu_index = ("--find-links", torch.cpu_index, "--retries", "0", "--timeout", "10")
     for where, options in ((_("the configured package index"), ()), (_("PyTorch's index of CPU wheels"), cpu_index)):
         before = log.stat().st_size if log.exists() else 0
         try:
-            host.run_logged(_pip(python, lock, *options), log=log, env=env)
+            host.run_logged(pip(python, lock, *options), log=log, env=env)
         except UcllmError:
             with log.open(encoding="utf-8", errors="replace") as stream:
                 stream.seek(before)
@@ -167,7 +167,7 @@ def _install_torch(
             "{download:.1f} GB to download, {disk:.1f} GB on disk"
         ).format(download=torch.default_download_gb, disk=torch.default_disk_gb)
     )
-    host.run_logged(_pip(python, profile.folder / torch.default_lock), log=log, env=env)
+    host.run_logged(pip(python, profile.folder / torch.default_lock), log=log, env=env)
 
 
 REQUIREMENT = Requirement(

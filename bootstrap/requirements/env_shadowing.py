@@ -33,7 +33,8 @@ def check(profile: Profile, facts: Facts) -> Finding:
     if len(evidence) == 1:
         return ok(_("nothing foreign is imported"), looked)
     files, left = _files(profile, facts)
-    commands = tuple(shlex.join(("mv", path, f"{facts.workspace}/.ucllm/backups/")) for path in files)
+    backups = f"{Workspace(Path(facts.workspace)).backups}/"
+    commands = tuple(shlex.join(("mv", path, backups)) for path in files)
     text = _("Move aside what puts it there.") if not left else _("Find what puts it on the search path and remove it.")
     remedy = Remedy(text, commands, automatic=not left)
     if env.shadows or first:

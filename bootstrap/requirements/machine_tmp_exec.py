@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import PurePosixPath
+from pathlib import Path
 
 from bootstrap.facts import Disk, Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, unknown
 from bootstrap.profiles import Profile
 from bootstrap.requirements import Requirement
+from bootstrap.workspace import Workspace
 from pipeline.i18n import N_, _
 
 
@@ -37,7 +38,7 @@ def use_another(facts: Facts) -> tuple[str, ...]:
     workspace = facts.machine.disks.get("workspace")
     if workspace is not None and (workspace.noexec or workspace.writable is False):
         return ()
-    folder = shlex.quote(str(PurePosixPath(facts.workspace) / ".ucllm" / "tmp"))
+    folder = shlex.quote(str(Workspace(Path(facts.workspace)).state / "tmp"))
     return (f"mkdir -p {folder}", f"export TMPDIR={folder}")
 
 

@@ -9,7 +9,7 @@ from bootstrap.facts import Deepspeed, Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, skipped, unknown
 from bootstrap.profiles import Profile
 from bootstrap.requirements import Requirement, _extension
-from bootstrap.versions import minor, release
+from bootstrap.versions import minor
 from pipeline.i18n import N_, _
 
 
@@ -19,26 +19,20 @@ def check(profile: Profile, facts: Facts) -> Finding:
     if wanted is None:
         return skipped(_("this profile needs no DeepSpeed"))
     remedy = _remedy(profile, facts)
-    dist, built = facts.env.dists.get("deepspeed"), facts.env.deepspeed
-    evidence = [
-        _("looked for {wanted} in site-packages of {path}").format(
-            wanted=f"deepspeed=={wanted.version}", path=facts.env.path
-        ),
-        _("found: {name} {version}").format(name="deepspeed", version=dist.version) if dist else _("found: none"),
-    ]
-    if dist is None:
-        return fail(_("DeepSpeed is not installed."), evidence, remedy)
-    if release(dist.version) != wanted.version:
-        summary = _("{name} is {version}, not {wanted}.")
-        return fail(summary.format(name="deepspeed", version=dist.version, wanted=wanted.version), evidence, remedy)
+    evidence: list[str] = []
+    absent = _("DeepSpeed is not installed.")
+    problem = _extension.installed("deepspeed", wanted.version, facts, evidence, remedy, absent)
+    if problem:
+        return problem
+    version, built = facts.env.dists["deepspeed"].version, facts.env.deepspeed
     if not wanted.ops:
-        return ok(f"deepspeed {dist.version}", *evidence, _("this profile needs none of its ops"))
+        return ok(f"deepspeed {version}", *evidence, _("this profile needs none of its ops"))
     if built is None or not built.installed:
         evidence.append(_("looked for installed_ops in deepspeed/git_version_info_installed.py: none"))
         return unknown(_("DeepSpeed's record of its ops could not be read."), evidence, remedy)
     evidence += table(wanted.ops, built)
     return _problem(wanted.ops, built, facts, evidence, remedy) or ok(
-        _("deepspeed {version} with {count} ops").format(version=dist.version, count=len(wanted.ops)), *evidence
+        _("deepspeed {version} with {count} ops").format(version=version, count=len(wanted.ops)), *evidence
     )
 
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import shlex
 
 from bootstrap.facts import Facts
-from bootstrap.findings import Finding, Remedy, fail, ok, skipped
+from bootstrap.facts.binaries import FLASH_ATTENTION
+from bootstrap.findings import Finding, Remedy, ok, skipped
 from bootstrap.profiles import Profile
 from bootstrap.requirements import Requirement, _extension
-from bootstrap.versions import release
 from pipeline.i18n import N_, _
-
-#: flash-attn 2's only compiled module.
-MODULE = "flash_attn_2_cuda"
 
 
 def check(profile: Profile, facts: Facts) -> Finding:
@@ -37,17 +34,13 @@ def check(profile: Profile, facts: Facts) -> Finding:
         (f"FLASH_ATTENTION_FORCE_BUILD=TRUE {shlex.join((*pip, requirement))}",),
         needs=("network",),
     )
-    dist = facts.env.dists.get("flash-attn")
-    evidence = [
-        _("looked for {wanted} in site-packages of {path}").format(wanted=requirement, path=facts.env.path),
-        _("found: {name} {version}").format(name="flash-attn", version=dist.version) if dist else _("found: none"),
-    ]
-    if dist is None:
-        return fail(_("flash-attn is not installed."), evidence, remedy)
-    if release(dist.version) != wanted.version:
-        summary = _("{name} is {version}, not {wanted}.")
-        return fail(summary.format(name="flash-attn", version=dist.version, wanted=wanted.version), evidence, remedy)
-    return _extension.look((MODULE,), facts, evidence, remedy) or ok(f"flash-attn {dist.version}", *evidence)
+    evidence: list[str] = []
+    absent = _("flash-attn is not installed.")
+    problem = _extension.installed("flash-attn", wanted.version, facts, evidence, remedy, absent)
+    if problem:
+        return problem
+    version = facts.env.dists["flash-attn"].version
+    return _extension.look((FLASH_ATTENTION,), facts, evidence, remedy) or ok(f"flash-attn {version}", *evidence)
 
 
 REQUIREMENT = Requirement(

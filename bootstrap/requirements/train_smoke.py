@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from bootstrap.facts import Facts
-from bootstrap.facts.smoke import ENGINE
+from bootstrap.facts.smoke import ENGINE, folder_in
 from bootstrap.findings import Finding, Remedy, fail, ok, skipped, unknown
 from bootstrap.profiles import Profile
 from bootstrap.requirements import SMOKE, Requirement
+from bootstrap.workspace import Workspace
 from pipeline.i18n import N_, _
 
 
@@ -16,7 +18,7 @@ def check(_profile: Profile, facts: Facts) -> Finding:
     """Judge the training that the smoke section ran."""
     smoke = facts.smoke
     looked = _("ran tokenizer, corpus and pretrain with engine {engine} in {folder}, in {seconds:.1f} s").format(
-        engine=smoke.engine, folder=f"{facts.workspace}/.ucllm/cache/smoke", seconds=smoke.seconds
+        engine=smoke.engine, folder=folder_in(Workspace(Path(facts.workspace)).state), seconds=smoke.seconds
     )
     if smoke.error:
         evidence = [looked, *smoke.error.splitlines()]
