@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,26 +160,34 @@ def one_worker_at_a_time(file: Path) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace that `setup` finished, made once for all workers: making a venv takes seconds."""
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny-template"
-    with one_worker_at_a_time(base.parent / "tiny-template.lock"):
+def made_once(factory: pytest.TempPathFactory, name: str, write: Callable[[Path], Tiny], profile: str) -> Path:
+    """A folder whose workspace `setup` finished, made once for all workers: making a venv takes seconds."""
+    base = factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with one_worker_at_a_time(base.parent / f"{name}.lock"):
         if not root.exists():
             root.mkdir()
-            write_tiny(root)
-            outcome = Tiny(root).setup()
+            outcome = write(root)("setup", "--profile", profile, "--json")
             assert outcome.code == 0, outcome.out + outcome.err
             shutil.rmtree(root / "ws" / ".ucllm" / "cache")
     return root
 
 
+def _written(root: Path) -> Tiny:
+    write_tiny(root)
+    return Tiny(root)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `setup` makes of profile `tiny`."""
+    return made_once(tmp_path_factory, "tiny-template", _written, "tiny")
+
+
 @pytest.fixture
 def empty(tmp_path: Path) -> Tiny:
     """The tiny profiles and their wheels; no workspace yet."""
-    write_tiny(tmp_path)
-    return Tiny(tmp_path)
+    return _written(tmp_path)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 
 from bootstrap import profiles
 from bootstrap.facts import Facts, collect
+from bootstrap.facts.builds import fused_kernels_folder, helpers_folder
 from bootstrap.findings import Finding
 from bootstrap.journal import Journal, Recorder, fixes, undo
 from bootstrap.profiles import Profile, Source
@@ -68,12 +69,12 @@ class Site:
     @property
     def data(self) -> Path:
         """Where the helpers are."""
-        return self.checkout / "megatron" / "data"
+        return helpers_folder(self.checkout)
 
     @property
     def build(self) -> Path:
         """Where the fused kernels are built."""
-        return self.checkout / "megatron" / "fused_kernels" / "build"
+        return fused_kernels_folder(self.checkout)
 
     def facts(self) -> Facts:
         """The facts of the environment and of what is built, really collected; the rest is as by default."""

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bootstrap.conftest import Tiny, one_worker_at_a_time, relocate
+from bootstrap.facts.builds import fused_kernels_folder, helpers_folder
+from tests.bootstrap.conftest import Tiny, made_once, relocate
 from tests.bootstrap.megatron import FOREIGN, HELPERS, MAKEFILE
 from tests.bootstrap.wheels import build, pin, write_tiny
 
@@ -35,11 +36,11 @@ class Yard(Tiny):
 
     @property
     def data(self) -> Path:
-        return self.checkout / "megatron" / "data"
+        return helpers_folder(self.checkout)
 
     @property
     def build(self) -> Path:
-        return self.checkout / "megatron" / "fused_kernels" / "build"
+        return fused_kernels_folder(self.checkout)
 
     @property
     def home(self) -> Path:
@@ -108,6 +109,7 @@ def _write(root: Path) -> None:
 
 
 def _open(root: Path) -> Yard:
+    _write(root)
     foreign = root / "foreign"
     foreign.mkdir(exist_ok=True)
     # Another Python's, first on PATH: the trap of the guide.
@@ -129,23 +131,13 @@ def _open(root: Path) -> Yard:
 
 @pytest.fixture(scope="session")
 def yard_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `setup` makes of profile ``yard``, once for all workers."""
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "yard-template"
-    with one_worker_at_a_time(base.parent / "yard-template.lock"):
-        if not root.exists():
-            root.mkdir()
-            _write(root)
-            outcome = _open(root)("setup", "--profile", "yard", "--json")
-            assert outcome.code == 0, outcome.out + outcome.err
-            shutil.rmtree(root / "ws" / ".ucllm" / "cache", ignore_errors=True)
-    return root
+    """What `setup` makes of profile ``yard``."""
+    return made_once(tmp_path_factory, "yard-template", _open, "yard")
 
 
 @pytest.fixture
 def yard(tmp_path: Path, yard_template: Path) -> Yard:
     """A workspace in which everything is as profile ``yard`` says."""
-    _write(tmp_path)
     made = _open(tmp_path)
     shutil.copytree(yard_template / "ws", made.workspace, symlinks=True)
     relocate(yard_template / "ws", made)
