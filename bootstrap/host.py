@@ -60,10 +60,27 @@ def capture(argv: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | N
             list(argv), env=clean, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise TimeoutError(
-            _("{command} did not end in {seconds} s").format(command=argv[0], seconds=timeout_s)
-        ) from error
+        raise _too_long(argv, timeout_s) from error
     return Done(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+
+
+def _too_long(argv: Sequence[str], timeout_s: float) -> TimeoutError:
+    return TimeoutError(_("{command} did not end in {seconds} s").format(command=argv[0], seconds=timeout_s))
+
+
+def output(argv: Sequence[str], *, env: Mapping[str, str], timeout_s: float) -> bytes:
+    """Run a short command with exactly these variables; what it wrote to standard output, however it ended.
+
+    Standard error is ours. Raises ``OSError`` when it cannot be started and ``TimeoutError`` when it does not end.
+    """
+    # Not a pipe: something that it leaves running would hold that open.
+    with open(os.memfd_create("output"), "w+b") as answer:  # noqa: PTH123  a descriptor
+        try:
+            subprocess.run(list(argv), env=env, stdin=subprocess.DEVNULL, stdout=answer, timeout=timeout_s, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise _too_long(argv, timeout_s) from error
+        answer.seek(0)
+        return answer.read()
 
 
 def run_logged(argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import platform
 import re
 from collections.abc import Callable, Mapping
@@ -94,12 +95,18 @@ class TorchBuild:
 
 @dataclass(frozen=True)
 class Conda:
-    """Miniconda and the environment's conda packages, ``name`` to ``version=build`` (a build may be left out)."""
+    """Miniconda and the environment's conda packages, ``name`` to ``version=build`` (a build may be left out).
+
+    ``channels`` are where packages are looked for, best first: names (``pytorch``, ``defaults``), addresses or paths.
+    ``channel_of`` names the one channel that a package must come from (``nvidia/label/cuda-11.8.0::cuda-toolkit``).
+    """
 
     version: str
     installer: str
     sha256: str
     packages: Mapping[str, str]
+    channels: tuple[str, ...] = ()
+    channel_of: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,8 +155,9 @@ class Window:
 class Profile:
     """What must be true. ``requirements`` are ids in the order of Step 0; the ``optional`` ones can at most warn.
 
-    ``env_kind`` is ``venv``, ``conda`` or ``adopt`` (the Python that is there). Tables that a profile lacks are
-    ``None``: it needs nothing of that kind.
+    ``env_kind`` is ``venv``, ``conda`` or ``adopt`` (a Python of the user's that has torch). ``ranges`` are
+    requirements as pip reads them, for a profile that adopts: its packages cannot be locked. Tables that a profile
+    lacks are ``None``: it needs nothing of that kind. ``digests`` say of each lock file, by its name, what is in it.
     """
 
     name: str
@@ -162,6 +170,8 @@ class Profile:
     optional: tuple[str, ...] = ()
     env_kind: str = "venv"
     pins: tuple[Pin, ...] = ()
+    ranges: tuple[str, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
     torch: TorchSource | None = None
     sizes: Mapping[str, float] = field(default_factory=dict)
     machine: Needs = Needs()
@@ -205,14 +215,35 @@ def profile_names() -> list[str]:
 
 @functools.lru_cache(maxsize=8)
 def load(name: str) -> Profile:
-    """Load and validate a profile. Raises :class:`UcllmError` for an unknown name."""
+    """Load and validate a profile: one that comes with ucllm, or a folder of one's own (a path, with a ``/``).
+
+    The name of a profile in a folder is its absolute path, so that a workspace that records it finds it again. Raises
+    :class:`UcllmError` for an unknown name and for a file that is no profile.
+    """
+    if "/" in name:
+        folder = Path(name).expanduser().absolute()
+        return _load(str(folder), folder)
     if name not in profile_names():
         raise UcllmError(
             "profile.unknown",
             _("There is no profile `{name}`.").format(name=name),
             hint=did_you_mean(name, profile_names()),
         )
-    folder = locks_dir() / name
+    return _load(name, locks_dir() / name)
+
+
+def _load(name: str, folder: Path) -> Profile:
+    path = folder / "profile.toml"
+    if not path.is_file():
+        raise UcllmError("profile.unknown", _("There is no profile in {folder}.").format(folder=folder), str(path))
+    try:
+        return _read(name, folder)
+    except (KeyError, TypeError, OSError) as error:
+        why = _("{key} is missing").format(key=error) if isinstance(error, KeyError) else str(error)
+        raise UcllmError("profile.invalid", _("{path} is not a profile.").format(path=path), why) from error
+
+
+def _read(name: str, folder: Path) -> Profile:
     data = load_toml(folder / "profile.toml")
     torch = _table(TorchSource, data, "torch")
     packages = data.get("packages", {})
@@ -228,6 +259,8 @@ def load(name: str) -> Profile:
         pythons=tuple(data["python"]["versions"]),
         env_kind=data["python"].get("kind", "venv"),
         pins=tuple(pin for lock in locks for pin in read_lock(folder / lock)),
+        ranges=tuple(packages.get("requirements", ())),
+        digests={path.name: digest(path) for path in sorted(folder.glob("*lock*")) if path.is_file()},
         torch=torch,
         sizes=packages.get("sizes", {}),
         machine=_table(Needs, data, "machine") or Needs(),
@@ -266,6 +299,13 @@ def read_lock(path: Path) -> list[Pin]:
         if match:
             pins.append(Pin(normalize(match["name"]), match["version"], (match["marker"] or "").strip(), path.name))
     return pins
+
+
+def digest(path: Path) -> str:
+    """What a lock file says, as a short text that changes with it: comments and empty lines do not count."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    said = "\n".join(line for line in lines if line and not line.startswith("#"))
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
 
 
 def normalize(name: str) -> str:

@@ -1,21 +1,17 @@
-"""The one runner of ``setup`` and ``doctor``: check, fix in dependency order, and the second check decides."""
+"""The one runner of ``setup`` and ``doctor``: every check, and what fixing would do. :mod:`bootstrap.mend` does it."""
 
 from __future__ import annotations
 
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from bootstrap.facts import Facts
-from bootstrap.findings import BLOCKED, FAIL, SKIPPED, UNKNOWN, WARN, Finding, unknown
-from bootstrap.journal import Journal, Recorder
+from bootstrap.findings import BAD, BLOCKED, FAIL, OK, SKIPPED, UNKNOWN, WARN, Finding, Remedy, fail, unknown
 from bootstrap.profiles import Profile
 from bootstrap.requirements import QUICK, TIERS, Action, Requirement
 from bootstrap.workspace import Workspace
-from pipeline.errors import UcllmError
 from pipeline.i18n import _
 
 #: A check is a comparison of values: one that takes longer than this, in seconds, hangs.
@@ -28,16 +24,26 @@ def diagnose(profile: Profile, facts: Facts, requirements: Sequence[Requirement]
     """
     findings: dict[str, Finding] = {}
     for requirement in requirements:
-        findings[requirement.id] = _check(requirement, profile, facts, findings, tier)
+        findings[requirement.id] = check(requirement, profile, facts, findings, tier)
     return list(findings.values())
 
 
-def _check(requirement: Requirement, profile: Profile, facts: Facts, before: dict[str, Finding], tier: str) -> Finding:
+def check(
+    requirement: Requirement,
+    profile: Profile,
+    facts: Facts,
+    before: Mapping[str, Finding],
+    tier: str,
+    *,
+    just_made: bool = False,
+) -> Finding:
+    """One requirement's finding, given those of the requirements before it.
+
+    What was ``just_made`` is not compared with what the journal says an earlier one was made from.
+    """
     if TIERS.index(requirement.tier) > TIERS.index(tier):
         return Finding(requirement.id, SKIPPED, _("only with --{tier}").format(tier=requirement.tier))
-    blockers = [
-        item for item in requirement.needs if item in before and before[item].status in (FAIL, BLOCKED, UNKNOWN)
-    ]
+    blockers = waits_for(requirement.needs, before)
     if blockers:
         summary = _("waits for {ids}").format(ids=", ".join(blockers))
         return Finding(requirement.id, BLOCKED, summary, blocked_by=tuple(blockers))
@@ -50,7 +56,7 @@ def _check(requirement: Requirement, profile: Profile, facts: Facts, before: dic
     elif absent:
         finding = unknown(_("The facts hold nothing about it."), tuple(absent))
     else:
-        finding = _within_limit(requirement, profile, facts)
+        finding = _within_limit(requirement, profile, facts, just_made=just_made)
     status = finding.status
     if requirement.id in profile.optional:
         # Only what a profile needs can fail.
@@ -59,13 +65,15 @@ def _check(requirement: Requirement, profile: Profile, facts: Facts, before: dic
     return dataclasses.replace(finding, id=requirement.id, status=status, took_ms=took)
 
 
-def _within_limit(requirement: Requirement, profile: Profile, facts: Facts) -> Finding:
+def _within_limit(requirement: Requirement, profile: Profile, facts: Facts, *, just_made: bool) -> Finding:
     """The check's finding; ``unknown`` if it raises or does not come to an end."""
     answer: list[Finding] = []
 
     def work() -> None:
         try:
-            answer.append(requirement.check(profile, facts))
+            finding = requirement.check(profile, facts)
+            compare = finding.status in (OK, WARN) and not just_made
+            answer.append(_as_made(requirement, profile, facts, finding) if compare else finding)
         except Exception as error:  # noqa: BLE001  a check that crashes is a finding, not the end of the others
             answer.append(unknown(_("The check itself failed."), (f"{type(error).__name__}: {error}",)))
 
@@ -77,21 +85,34 @@ def _within_limit(requirement: Requirement, profile: Profile, facts: Facts) -> F
     return unknown(_("The check did not end in {seconds} s.").format(seconds=round(CHECK_TIMEOUT_S)))
 
 
+def _as_made(requirement: Requirement, profile: Profile, facts: Facts, finding: Finding) -> Finding:
+    """What looks right was made from what holds now; else it fails, and says which input changed.
+
+    Only what setup made is in the journal; what was made by hand is taken as it is.
+    """
+    if requirement.inputs is None:
+        return finding
+    was, now = facts.journal.inputs.get(requirement.id, {}), requirement.inputs(profile, facts)
+    changed = [
+        f"{name}: {was[name]} → {now[name]}" for name in now if was.get(name) and now[name] and now[name] != was[name]
+    ]
+    if not changed:
+        return finding
+    remedy = Remedy(_("Make it again from what holds now."), automatic=True) if requirement.plan else None
+    return fail(_("What it was made from has changed."), (*finding.evidence, *changed), remedy)
+
+
+def waits_for(needs: Sequence[str], before: Mapping[str, Finding]) -> list[str]:
+    """Those of ``needs`` that do not hold, or of which it is not known."""
+    return [item for item in needs if item in before and before[item].status in BAD]
+
+
 def exit_code(findings: Sequence[Finding], *, strict: bool = False) -> int:
     """0 fine, 1 a required check fails (beats 3), 3 one could not be made; ``strict`` turns warnings into 1."""
     statuses = {finding.status for finding in findings}
     if FAIL in statuses or (strict and WARN in statuses):
         return 1
     return 3 if UNKNOWN in statuses else 0
-
-
-@dataclass(frozen=True)
-class Mended:
-    """What fixing came to: the findings afterwards, what was done, and what was tried and still fails."""
-
-    findings: tuple[Finding, ...]
-    actions: tuple[dict[str, Any], ...]
-    still_failing: tuple[str, ...]
 
 
 def plans(
@@ -110,80 +131,3 @@ def plans(
         (item, item.plan(profile, facts, workspace)) for item in requirements if item.id in failing and item.plan
     ]
     return [(requirement, actions) for requirement, actions in planned if actions]
-
-
-def mend(
-    profile: Profile,
-    workspace: Workspace,
-    requirements: Sequence[Requirement],
-    facts: Facts,
-    collect: Callable[[], Facts],
-    say: Callable[[Requirement, Action | None, str], None],
-    *,
-    tier: str = QUICK,
-    warnings: bool = False,
-    confirm: Callable[[Requirement, Sequence[Action]], bool] = lambda _requirement, _actions: True,
-) -> Mended:
-    """Fix what fails, in order; after each fix the facts are collected again and the same check decides.
-
-    ``warnings`` are fixed too where that is asked for. ``confirm`` is asked before each fix. ``say`` is told of each
-    action as it starts and of each line an action has to tell. A fix that raises :class:`UcllmError` ends the run with
-    it; what was done before stays done.
-    """
-    journal = Journal(workspace)
-    done: list[dict[str, Any]] = []
-    still: list[str] = []
-    findings: dict[str, Finding] = {}
-    wanted = (FAIL, WARN) if warnings else (FAIL,)
-    for requirement in requirements:
-        finding = _check(requirement, profile, facts, findings, tier)
-        if finding.status in wanted and requirement.plan is not None:
-            actions = requirement.plan(profile, facts, workspace)
-            if actions and confirm(requirement, actions):
-                done += _act(journal, requirement, actions, say)
-                facts = collect()
-                finding = _check(requirement, profile, facts, findings, tier)
-                if finding.status == FAIL:
-                    still.append(requirement.id)
-        findings[requirement.id] = finding
-    return Mended(tuple(findings.values()), tuple(done), tuple(still))
-
-
-def _act(
-    journal: Journal,
-    requirement: Requirement,
-    actions: Sequence[Action],
-    say: Callable[[Requirement, Action | None, str], None],
-) -> list[dict[str, Any]]:
-    """Do the actions of one fix, each in the journal before it starts and after it ended."""
-    fix = journal.next_fix()
-    done = []
-    for action in actions:
-        say(requirement, action, "")
-        entry = {
-            "fix": fix,
-            "requirement": requirement.id,
-            "action": action.text,
-            "commands": list(action.commands),
-        }
-        journal.write(**entry, status="started")
-        began = time.monotonic()
-        try:
-            action.act(Recorder(journal, fix, requirement.id, _teller(say, requirement, action)))
-        except (UcllmError, OSError) as error:
-            message = error.problems[0].message if isinstance(error, UcllmError) else str(error)
-            journal.write(**entry, status="failed", error=message[:2000])
-            raise
-        except KeyboardInterrupt:
-            journal.write(**entry, status="interrupted")
-            raise
-        seconds = round(time.monotonic() - began, 2)
-        journal.write(**entry, status="done", seconds=seconds)
-        done.append({**entry, "seconds": seconds})
-    return done
-
-
-def _teller(
-    say: Callable[[Requirement, Action | None, str], None], requirement: Requirement, action: Action
-) -> Callable[[str], None]:
-    return lambda text: say(requirement, action, text)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import UcllmError
+from pipeline.i18n import _
 from pipeline.runs import write_text_atomically
 
 STATE = ".ucllm"
@@ -14,9 +17,13 @@ STATE = ".ucllm"
 
 @dataclass(frozen=True)
 class Workspace:
-    """A workspace directory; it need not exist yet."""
+    """A workspace directory; it need not exist yet.
+
+    ``mirror`` is the folder or address that everything is fetched from; empty: from where it was published.
+    """
 
     root: Path
+    mirror: str = ""
 
     @property
     def state(self) -> Path:
@@ -45,24 +52,46 @@ class Workspace:
 
     def recorded_profile(self) -> str:
         """The profile that ``setup`` recorded here; empty if none."""
+        return self._recorded("profile")
+
+    def recorded_mirror(self) -> str:
+        """The mirror that ``setup`` recorded here; empty if none."""
+        return self._recorded("mirror")
+
+    def _recorded(self, key: str) -> str:
         try:
             record = json.loads((self.state / "workspace.json").read_text(encoding="utf-8"))
-            return str(record["profile"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return str(record.get(key, ""))
+        except (OSError, ValueError, AttributeError, RecursionError):
             return ""
 
-    def record_profile(self, name: str) -> None:
-        """Remember the profile that ``setup`` builds here."""
-        record = {"workspace_version": 1, "profile": name}
+    def record(self, profile: str) -> None:
+        """Remember the profile that ``setup`` builds here, and the mirror it builds from."""
+        record = {"workspace_version": 1, "profile": profile, "mirror": self.mirror}
         write_text_atomically(self.state / "workspace.json", json.dumps(record) + "\n")
+
+    def from_mirror(self, option: str | None) -> Workspace:
+        """The workspace with its mirror: ``--mirror``, else ``UCLLM_MIRROR``, else the recorded one; empty for none."""
+        named = option if option is not None else os.environ.get("UCLLM_MIRROR")
+        chosen = named if named is not None else self.recorded_mirror()
+        place = chosen if "://" in chosen or not chosen else str(Path(chosen).absolute())
+        return dataclasses.replace(self, mirror=place)
 
 
 def find(option: Path | None) -> Workspace:
-    """``--workspace``, else ``UCLLM_WORKSPACE``, else the nearest parent that is one, else the seed's folder."""
+    """``--workspace``, else ``UCLLM_WORKSPACE``, else the nearest parent that is one, else the seed's folder.
+
+    Raises :class:`UcllmError` where the current directory was deleted: pip and others fail there, whatever is named.
+    """
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        what = _("The current directory does not exist any more.")
+        hint = _("Change to another one with `cd`, and run the command again.")
+        raise UcllmError("workspace.no-current-directory", what, hint=hint) from error
     named = option or os.environ.get("UCLLM_WORKSPACE")
     if named:
         return Workspace(Path(named).absolute())
-    here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / STATE / "workspace.json").is_file():
             return Workspace(folder)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from bootstrap.workspace import Workspace
 from tests.conftest import REPOSITORY, UCLLM, cli_environment
 
 ENGLISH, JAPANESE = REPOSITORY / "README.md", REPOSITORY / "README.ja.md"
@@ -74,15 +76,48 @@ def test_the_commands_for_when_something_is_wrong(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["facts.json"]
 
 
-@pytest.mark.parametrize("line", [line for line in ucllm_commands() if line not in DIAGNOSIS])
+#: Commands in the environment: what each prints where `deepspeed` only shows its words, and its exit code.
+INSIDE = {
+    "run -- deepspeed train.py --deepspeed": ("train.py --deepspeed\n", 5),
+    "shell": ("", 2),  # there is no terminal
+    "status": ("Workspace {workspace}\nProfile cpu\nNothing was done here yet. Start with `ucllm setup`.\n", 0),
+}
+
+
+def test_the_commands_in_the_environment(tmp_path: Path) -> None:
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    deepspeed = tmp_path / ".venv" / "bin" / "deepspeed"
+    deepspeed.write_text('#!/bin/sh\necho "$*"\nexit 5\n', encoding="utf-8")
+    deepspeed.chmod(0o755)
+    Workspace(tmp_path).record("cpu")
+    assert [line for line in ucllm_commands() if line in INSIDE] == list(INSIDE)
+    for line, (words, code) in INSIDE.items():
+        done = subprocess.run(
+            [*UCLLM, *shlex.split(line)],
+            cwd=tmp_path,
+            env=cli_environment(tmp_path),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        assert (done.stdout, done.returncode) == (words.format(workspace=tmp_path), code), (line, done.stderr)
+
+
+OTHERS = [line for line in ucllm_commands() if line not in DIAGNOSIS and line not in INSIDE]
+
+
+@pytest.mark.parametrize("line", OTHERS)
 def test_every_ucllm_command_is_accepted(line: str, tmp_path: Path) -> None:
     recipe = REPOSITORY / "pipeline" / "recipes" / "botchan-tiny.toml"
     (tmp_path / "my.toml").write_bytes(recipe.read_bytes())
     words = shlex.split(line.replace("~", str(tmp_path)))
-    if "--dry-run" not in words:
-        words.append("--dry-run")
+    if words[0] == "mirror":
+        words.append("--help")  # what it does needs a network: tests/bootstrap/test_mirror.py
+    else:
+        words += ["--dry-run", "--profile", "cpu"]
     done = subprocess.run(
-        [*UCLLM, *words, "--profile", "cpu"],
+        [*UCLLM, *words],
         cwd=tmp_path,
         env=cli_environment(tmp_path),
         capture_output=True,

@@ -45,8 +45,18 @@ class Report:
 
 def emit(report: Report, *, as_json: bool, text: Callable[[Mapping[str, Any]], str] | None = None) -> None:
     """Print the report: one JSON object on stdout, or ``text(data)`` on stdout and the errors on stderr."""
-    with readers_may_leave():
-        _print(report, as_json=as_json, text=text)
+    if as_json:
+        click.echo(json.dumps(report.as_json(), ensure_ascii=False))
+        return
+    try:
+        body = text(report.data) if text is not None else ""
+        if body:
+            click.echo(body)
+    finally:  # also when standard output takes nothing
+        for problem in report.errors:
+            click.echo(style(_("error:"), "red", err=True) + " " + problem.message, err=True)
+            if problem.hint:
+                click.echo(style(_("hint:"), "cyan", err=True) + " " + problem.hint, err=True)
 
 
 @contextlib.contextmanager
@@ -57,20 +67,6 @@ def readers_may_leave() -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _print(report: Report, *, as_json: bool, text: Callable[[Mapping[str, Any]], str] | None) -> None:
-    if as_json:
-        click.echo(json.dumps(report.as_json(), ensure_ascii=False))
-        return
-    if text is not None:
-        body = text(report.data)
-        if body:
-            click.echo(body)
-    for problem in report.errors:
-        click.echo(style(_("error:"), "red", err=True) + " " + problem.message, err=True)
-        if problem.hint:
-            click.echo(style(_("hint:"), "cyan", err=True) + " " + problem.hint, err=True)
 
 
 def style(text: str, color: str, *, err: bool = False) -> str:
@@ -126,13 +122,23 @@ def common_options(function: F) -> F:
         click.option(
             "--workspace", type=click.Path(path_type=Path, file_okay=False), help=_("The workspace directory.")
         ),
-        click.option("--profile", help=_("What must be true: a profile's name."), envvar="UCLLM_PROFILE"),
+        click.option(
+            "--profile",
+            help=_("What must be true: the name of a profile, or a folder with one."),
+            envvar="UCLLM_PROFILE",
+        ),
         click.option(
             "--json", "as_json", is_flag=True, help=_("One JSON object on stdout, everything else on stderr.")
         ),
         click.option("-v", "--verbose", is_flag=True, help=_("Show tracebacks.")),
     ]
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
+
+
+def mirror_option(function: F) -> F:
+    """The option of the commands that fetch something."""
+    text = _("Fetch everything from this folder or address, made by `ucllm mirror create`, and nothing from elsewhere.")
+    return click.option("--mirror", metavar="DIR|URL", help=text)(function)
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from bootstrap import requirements
-from bootstrap.cli.base import Chosen, Report, common_options, finish
+from bootstrap.cli.base import Chosen, Report, common_options, finish, mirror_option
 from bootstrap.cli.doctor_text import render, render_explanation, render_list, render_plan
-from bootstrap.cli.work import Choice, Work, choose, describe, mend_and_report, open_work
-from bootstrap.findings import BLOCKED, OK, Finding
+from bootstrap.cli.work import Choice, Work, choose, describe, mend_and_report, open_work, parts
 from bootstrap.requirements import DEEP, QUICK, SMOKE, Action, Requirement
 from bootstrap.workspace import Workspace
-from pipeline.errors import Problem, UcllmError, did_you_mean
+from pipeline.errors import UcllmError, did_you_mean
 from pipeline.i18n import _
 
 
@@ -36,6 +39,7 @@ from pipeline.i18n import _
 @click.option(
     "--facts", "facts_file", type=click.Path(path_type=Path, dir_okay=False), help=_("Check a saved file instead.")
 )
+@mirror_option
 @common_options
 def command(
     *,
@@ -51,6 +55,7 @@ def command(
     explain: str | None,
     save_facts: Path | None,
     facts_file: Path | None,
+    mirror: str | None,
     workspace: Path | None,
     profile: str | None,
     as_json: bool,
@@ -67,14 +72,18 @@ def command(
         what = _("--facts checks another machine's facts: nothing can be repaired or saved here.")
         raise UcllmError("usage", what, hint=_("Leave out --fix and --save-facts."))
     tier = SMOKE if smoke else DEEP if deep else QUICK
-    work = _open(workspace, profile, facts_file, only, skip, tier, as_json=as_json, everything=save_facts is not None)
+    everything = save_facts is not None
+    work = _open(workspace, profile, mirror, facts_file, only, skip, tier, as_json=as_json, everything=everything)
     if save_facts:
         from bootstrap.facts import files
 
         files.save(work.facts, save_facts)
-    findings = _shown(work.findings(), only)
+    findings = work.findings()
     code = runner.exit_code(findings, strict=strict)
     status = "ok" if code == 0 else "problems"
+    data: dict[str, Any] = work.data(findings)
+    if not facts_file:
+        data["fix_command"] = _fix_command(click.get_current_context())
     if fix:
         plan = work.plan(warnings=True)
         terminal = not as_json and sys.stdin.isatty() and sys.stdout.isatty()
@@ -88,13 +97,30 @@ def command(
                 warnings=True,
                 confirm=_yes if yes else _ask,
             )
-        finish(Report("doctor", status, code, {**work.data(findings), "plan": plan}), as_json=as_json, text=render)
-    finish(Report("doctor", status, code, work.data(findings)), as_json=as_json, text=render)
+        data["plan"] = plan
+    finish(Report("doctor", status, code, data), as_json=as_json, text=render)
+
+
+def _fix_command(context: click.Context) -> str:
+    """The same check with ``--fix``. What came from a variable or was found is not named: it will be there again."""
+    words = ["ucllm", "doctor", "--fix"]
+    for name in ("workspace", "profile", "mirror", "only", "skip", "deep", "smoke"):
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        value = context.params[name]
+        if value is True:
+            words.append(f"--{name}")
+        else:
+            words += [
+                word for item in (value if isinstance(value, tuple) else (value,)) for word in (f"--{name}", str(item))
+            ]
+    return shlex.join(words)
 
 
 def _open(
     workspace: Path | None,
     profile: str | None,
+    mirror: str | None,
     facts_file: Path | None,
     only: Sequence[str],
     skip: Sequence[str],
@@ -109,36 +135,34 @@ def _open(
         from bootstrap.facts import files
 
         facts = files.load(facts_file)
-    choice = choose(workspace, profile or (facts.profile if facts else None))
+    choice = choose(workspace, profile or (facts.profile if facts else None), mirror)
     if facts is not None:
         chosen = choice.chosen if profile else Chosen(choice.profile.name, _("the facts were collected for it"))
         choice = Choice(Workspace(Path(facts.workspace)), choice.profile, chosen)
-    wanted = _wanted(choice.profile.requirements, only, skip)
+    known = choice.profile.requirements
+    parts([*only, *skip], known)  # every unknown word of both is told at once
+    only, skip = parts(only, known), parts(skip, known)
+    wanted = _wanted(known, only, skip)
     if not as_json:
         choice.announce()
     if facts is None:
-        return open_work("doctor", choice, wanted, tier=tier, everything=everything)
-    return Work("doctor", choice.workspace, choice.profile, choice.chosen, facts, requirements.load(wanted), tier)
+        work = open_work("doctor", choice, wanted, tier=tier, everything=everything)
+    else:
+        found = requirements.load(wanted)
+        work = Work("doctor", choice.workspace, choice.profile, choice.chosen, facts, found, tier)
+    return dataclasses.replace(work, only=tuple(only), skip=tuple(skip))
 
 
 def _wanted(known: Sequence[str], only: Sequence[str], skip: Sequence[str]) -> list[str]:
-    """The ids to check, in order; with ``--only`` also those that they need. Raises for ids that are not there."""
-    problems = [
-        Problem("usage", _("This profile has no check `{id}`.").format(id=item), hint=did_you_mean(item, known))
-        for item in (*only, *skip)
-        if item not in known
-    ]
-    if problems:
-        raise UcllmError.of(problems)
-    return [item for item in requirements.with_needs(only or known, known) if item not in skip]
+    """The ids to check, in order, and those that they need, also what is skipped: only it says whether they can be.
 
-
-def _shown(findings: list[Finding], only: Sequence[str]) -> list[Finding]:
-    """With ``--only``: what was asked for, and what it waits for."""
-    if not only:
-        return findings
-    blocking = {blocker for item in findings if item.status == BLOCKED for blocker in item.blocked_by}
-    return [item for item in findings if item.id in only or (item.id in blocking and item.status != OK)]
+    Raises when ``--skip`` leaves nothing.
+    """
+    asked = [item for item in only or known if item not in skip]
+    if not asked:
+        what = _("Nothing is left to check: --skip leaves out all that was asked for.")
+        raise UcllmError("usage", what, hint=_("Leave out --skip, or name another check with --only."))
+    return requirements.with_needs(asked, known)
 
 
 def _list(workspace: Path | None, profile: str | None, *, as_json: bool) -> None:

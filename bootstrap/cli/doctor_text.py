@@ -47,10 +47,11 @@ def render(data: Mapping[str, Any]) -> str:
     lines = [*_problems(findings), *_steps(data["requirements"], findings)]
     counts = {status: sum(item["status"] == status for item in findings) for status in MARKS}
     lines += ["", _summary(counts)]
+    fix = data.get("fix_command")
     if data.get("plan"):
-        lines += ["", render_plan(data["plan"]), "", _("Do it with: `ucllm doctor --fix --yes`")]
-    elif "actions" not in data and any(_automatic(item) for item in findings):
-        lines += [_("Repair with: `ucllm doctor --fix`")]
+        lines += ["", render_plan(data["plan"]), "", _("Do it with: `{command}`").format(command=f"{fix} --yes")]
+    elif fix and any(_automatic(item) for item in findings):
+        lines += [_("Repair with: `{command}`").format(command=fix)]
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from bootstrap import __version__, requirements
-from bootstrap.cli.base import LazyGroup, Report, common_options, finish
+from bootstrap.cli.base import LazyGroup, Report, common_options, finish, mirror_option
 from bootstrap.cli.train_text import Terminal, render
 from bootstrap.cli.work import Work, choose, open_work
 from bootstrap.facts.access import huggingface
@@ -125,7 +125,7 @@ def stage_command(name: str) -> click.Command:
 
     title = _("Run all seven stages, skipping what is up to date.") if name == "all" else _(BY_NAME[name].title)
     built = ManyInputs(name, callback=call, params=options, help=title)
-    return common_options(built)
+    return mirror_option(common_options(built))
 
 
 def _configuration(stage: str, values: Mapping[str, Any], profile: Profile) -> Config:
@@ -174,7 +174,7 @@ def _engines(stage: str, engine: str | None) -> dict[str, str]:
 def _train(stage: str, values: dict[str, Any]) -> None:
     as_json = values["as_json"]
     names = [info.name for info in STAGES] if stage == "all" else [stage]
-    choice = choose(values["workspace"], values["profile"])
+    choice = choose(values["workspace"], values["profile"], values["mirror"])
     config = _configuration(stage, values, choice.profile)
     work = open_work(f"train {stage}", choice, _wanted(names, values, choice.profile), config=config)
     plans = _plans(names, values, config, work)

@@ -40,8 +40,13 @@ def command(
         data = {"workspace": str(place.root), "put_back": []}
         finish(Report("undo", "ok", 0, data), as_json=as_json, text=_render)
     chosen = _choose(known, fix_id)
-    with changing(place):
-        put_back = undo(journal, chosen)
+    try:
+        with changing(place):
+            put_back = undo(journal, chosen)
+    except OSError as error:
+        what = _("Cannot put back all that fix {number} changed.").format(number=chosen.number)
+        where = f"{error.filename}: " if error.filename else ""
+        raise UcllmError("undo.failed", what, f"{where}{error.strerror or error}") from error
     data = {
         "workspace": str(place.root),
         "fix": chosen.number,

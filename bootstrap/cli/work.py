@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import time
@@ -13,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bootstrap import host, profiles, requirements, runner
+from bootstrap import host, mend, profiles, requirements, runner
 from bootstrap import workspace as workspaces
 from bootstrap.cli.base import Chosen, Report, choose_profile, finish, readers_may_leave
 from bootstrap.facts import Facts
 from bootstrap.facts.collect import TIMEOUTS_S, collect
-from bootstrap.findings import Finding
+from bootstrap.findings import BLOCKED, FAIL, OK, SKIPPED, UNKNOWN, Finding
+from bootstrap.mirror import shown
 from bootstrap.profiles import Profile
 from bootstrap.requirements import QUICK, TIERS, Action, Requirement
 from bootstrap.workspace import Workspace
-from pipeline.errors import UcllmError
+from pipeline.errors import Problem, UcllmError, did_you_mean
 from pipeline.i18n import _
 
 if TYPE_CHECKING:
@@ -31,7 +33,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """Everything a command needs to check or repair."""
+    """Everything a command needs to check or repair.
+
+    ``only`` are the checks to show (all if empty), ``skip`` those that are looked at for the sake of what needs them:
+    they are neither shown nor repaired.
+    """
 
     command: str
     workspace: Workspace
@@ -40,19 +46,46 @@ class Work:
     facts: Facts
     requirements: list[Requirement]
     tier: str = QUICK
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
 
     def data(self, findings: Sequence[Finding]) -> dict[str, Any]:
         """The report's data."""
         return {
             "workspace": str(self.workspace.root),
+            "mirror": shown(self.workspace.mirror),
             "profile": {"name": self.profile.name, "reason": self.chosen.reason},
-            "requirements": [describe(item, self.profile) for item in self.requirements],
+            "requirements": [describe(item, self.profile) for item in self.requirements if item.id not in self.skip],
             "findings": [finding.as_json() for finding in findings],
         }
 
     def findings(self) -> list[Finding]:
-        """Every check's outcome on the facts at hand."""
-        return runner.diagnose(self.profile, self.facts, self.requirements, self.tier)
+        """Every check's outcome on the facts at hand, as far as it is to be shown."""
+        return self.shown(runner.diagnose(self.profile, self.facts, self.requirements, self.tier))
+
+    def shown(self, findings: Sequence[Finding]) -> list[Finding]:
+        """What the user asked for, and what it waits for; what waits only for what is skipped could not be checked."""
+        hidden = {item.id: item for item in findings if item.id in self.skip}
+        told = [self._told(item, hidden) for item in findings if item.id not in hidden]
+        if not self.only:
+            return told
+        blocking = {blocker for item in told if item.status == BLOCKED for blocker in item.blocked_by}
+        return [item for item in told if item.id in self.only or (item.id in blocking and item.status != OK)]
+
+    def _told(self, finding: Finding, hidden: Mapping[str, Finding]) -> Finding:
+        if finding.status != BLOCKED or not set(finding.blocked_by) <= set(hidden):
+            return finding
+        return dataclasses.replace(
+            finding,
+            status=SKIPPED if finding.id in self.profile.optional else UNKNOWN,
+            summary=_("It needs {ids}, left out by --skip.").format(ids=", ".join(finding.blocked_by)),
+            evidence=tuple(f"{item}: {hidden[item].summary}" for item in finding.blocked_by),
+            blocked_by=(),
+        )
+
+    def mendable(self) -> list[Requirement]:
+        """The requirements for the runner: what is skipped is looked at, and left as it is."""
+        return [dataclasses.replace(item, plan=None) if item.id in self.skip else item for item in self.requirements]
 
     def collect(self) -> Facts:
         """The facts as they are now."""
@@ -60,9 +93,14 @@ class Work:
 
     def plan(self, *, warnings: bool = False) -> list[dict[str, Any]]:
         """What fixing would do now, as JSON."""
-        planned = runner.plans(
-            self.profile, self.facts, self.requirements, self.workspace, tier=self.tier, warnings=warnings
-        )
+        waits: set[str] = set()  # for what nobody will repair
+        for finding in runner.diagnose(self.profile, self.facts, self.requirements, self.tier):
+            if finding.status in (FAIL, UNKNOWN, BLOCKED) and (
+                finding.id in self.skip or waits & {*finding.blocked_by}
+            ):
+                waits.add(finding.id)
+        able = [item for item in self.mendable() if item.id not in waits]
+        planned = runner.plans(self.profile, self.facts, able, self.workspace, tier=self.tier, warnings=warnings)
         return [
             {"requirement": requirement.id, "action": action.text, "commands": list(action.commands)}
             for requirement, actions in planned
@@ -95,15 +133,43 @@ class Choice:
     def announce(self) -> None:
         """Print the first line of a report."""
         text = _("Profile {profile} ({reason}), workspace {workspace}")
+        line = text.format(profile=self.profile.name, reason=self.chosen.reason, workspace=self.workspace.root)
+        if self.workspace.mirror:
+            line += _(", mirror {mirror}").format(mirror=shown(self.workspace.mirror))
         with readers_may_leave():
-            click.echo(text.format(profile=self.profile.name, reason=self.chosen.reason, workspace=self.workspace.root))
+            click.echo(line)
 
 
-def choose(workspace: Path | None, profile: str | None) -> Choice:
+def choose(workspace: Path | None, profile: str | None, mirror: str | None = None) -> Choice:
     """By the options, the variables, the workspace's record, or what the machine looks like (DESIGN section 3)."""
-    place = workspaces.find(workspace)
-    chosen = choose_profile(profile, place.recorded_profile())
+    place = workspaces.find(workspace).from_mirror(mirror)
+    recorded = place.recorded_profile()
+    chosen = choose_profile(profile, recorded)
+    if not profile and recorded and "/" not in recorded and recorded not in profiles.profile_names():
+        raise UcllmError(
+            "profile.unknown",
+            _("There is no profile `{name}`.").format(name=recorded),
+            _("{file} names it.").format(file=place.state / "workspace.json"),
+            " ".join((did_you_mean(recorded, profiles.profile_names()), _("Say which with `--profile NAME`."))),
+        )
     return Choice(place, profiles.load(chosen.name), chosen)
+
+
+def parts(words: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The ids among ``known`` that the words name: an id, or what stands before its dot (``env``) for all of those.
+
+    Raises :class:`UcllmError` for every word that names none.
+    """
+    groups = {item: item.partition(".")[0] for item in known}
+    names = [*known, *dict.fromkeys(groups.values())]
+    problems = [
+        Problem("usage", _("This profile has no check `{id}`.").format(id=word), hint=did_you_mean(word, names))
+        for word in words
+        if word not in names
+    ]
+    if problems:
+        raise UcllmError.of(problems)
+    return [item for item in known if item in words or groups[item] in words]
 
 
 def open_work(
@@ -218,10 +284,10 @@ def mend_and_report(
     try:
         with changing(work.workspace):
             before()
-            mended = runner.mend(
+            mended = mend.mend(
                 work.profile,
                 work.workspace,
-                work.requirements,
+                work.mendable(),
                 # The facts are read again: whoever held the workspace before may have changed it.
                 work.collect(),
                 work.collect,
@@ -233,13 +299,14 @@ def mend_and_report(
     except (UcllmError, OSError) as failure:
         error = failure if isinstance(failure, UcllmError) else _not_writable(work.workspace, failure)
         teller.close()
-        findings = runner.diagnose(work.profile, work.collect(), work.requirements, work.tier)
+        findings = work.shown(runner.diagnose(work.profile, work.collect(), work.requirements, work.tier))
         report = Report(command, "failed", failed_code, work.data(findings), error.problems)
         finish(report, as_json=as_json, text=text)
         return
     teller.close()
-    code = runner.exit_code(mended.findings, strict=strict)
+    findings = work.shown(mended.findings)
+    code = runner.exit_code(findings, strict=strict)
     if mended.still_failing or (code and command == "setup"):
         code = failed_code
-    data = {**work.data(mended.findings), "actions": list(mended.actions)}
+    data = {**work.data(findings), "actions": list(mended.actions)}
     finish(Report(command, "ok" if code == 0 else "failed", code, data), as_json=as_json, text=text)

@@ -25,10 +25,44 @@ class Interpreter:
 
 
 @dataclass(frozen=True)
+class Torch:
+    """The installed torch, read from its files: ``cuda`` is the CUDA it was built for (empty: CPU only).
+
+    ``cxx11_abi`` is the C++ library ABI it was built with, which extensions must share.
+    """
+
+    version: str
+    cuda: str = ""
+    cxx11_abi: bool | None = None
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A Python of the user's that an environment may adopt, with what it says itself.
+
+    ``kind`` is ``venv``, ``conda`` or ``plain``, ``folders`` are its own site-packages, ``torch`` is what it would
+    import. ``system_site``: it also shows the packages of the Python it was made from. ``user_torch``: only the user's
+    own site-packages have a torch.
+    """
+
+    path: str
+    version: str
+    prefix: str
+    kind: str
+    folders: tuple[str, ...] = ()
+    torch: Torch | None = None
+    system_site: bool = False
+    user_torch: bool = False
+
+
+@dataclass(frozen=True)
 class Disk:
     """The file system that holds ``path`` (which need not exist yet: then it is its nearest parent's).
 
     ``kind`` is the file system's type as in ``/proc/mounts``; ``noexec`` is true where no program may be run from it.
+    ``absent``: it must be there, and is not. ``obstacle`` is what stands in place of it, or of a folder above it, and
+    is no folder.
     """
 
     path: str
@@ -38,6 +72,8 @@ class Disk:
     noexec: bool | None = None
     writable: bool | None = None
     kind: str = ""
+    absent: bool = False
+    obstacle: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,12 +85,14 @@ class MachineFacts:
     processes its cgroup allows; -1 is unlimited. Memory is what a cgroup leaves. ``encoding`` is the locale's.
     ``scheduler`` is ``slurm``, ``sge``, ``pbs`` or empty: the one whose commands or job are here. ``variables`` are
     the environment variables that checks look at; none of them holds a secret (:mod:`bootstrap.facts.machine`).
-    ``container`` names the kind of container this runs in, if any.
+    ``container`` names the kind of container this runs in, if any. ``bases`` are the Pythons that the shell offers,
+    the active one first, up to the first that can be adopted; only for a profile that adopts one.
     """
 
     system: str = ""
     machine: str = ""
     libc: str = ""
+    cpu: str = ""
     cores: int | None = None
     memory_total: int | None = None
     memory_available: int | None = None
@@ -64,6 +102,7 @@ class MachineFacts:
     scheduler: str = ""
     variables: dict[str, str] = field(default_factory=dict)
     interpreters: tuple[Interpreter, ...] = ()
+    bases: tuple[Base, ...] = ()
     container: str = ""
     errors: dict[str, str] = field(default_factory=dict)
 
@@ -160,6 +199,10 @@ class CondaFacts:
     ``prefix`` is the installation (``looked_in`` says where it was searched), ``version`` its own, ``shell_hook``
     whether ``etc/profile.d/conda.sh`` is there, without which a batch shell has no ``conda activate``. ``packages``
     maps the environment's conda packages to ``version=build``, read from the file names in ``conda-meta``.
+
+    ``solution`` is what setup resolved for the environment, in the same form (empty: nothing, as where conda itself
+    made it). ``solution_locked``: the profile's lock says so, else it was solved from exact specs.
+    ``solution_stale``: the profile or its lock has changed since.
     """
 
     prefix: str = ""
@@ -168,6 +211,9 @@ class CondaFacts:
     looked_in: tuple[str, ...] = ()
     packages: dict[str, str] = field(default_factory=dict)
     hooks: tuple[Hook, ...] = ()
+    solution: dict[str, str] = field(default_factory=dict)
+    solution_locked: bool = False
+    solution_stale: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,19 +226,6 @@ class Dist:
     version: str
     whole: bool = True
     requires: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Torch:
-    """The installed torch, read from its files: ``cuda`` is the CUDA it was built for (empty: CPU only).
-
-    ``cxx11_abi`` is the C++ library ABI it was built with, which extensions must share.
-    """
-
-    version: str
-    cuda: str = ""
-    cxx11_abi: bool | None = None
-    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -221,7 +254,8 @@ class EnvFacts:
     ``foreign_paths`` are folders that ``.pth`` files or ``sitecustomize`` put on ``sys.path`` from outside,
     ``foreign_first`` those of them that come before site-packages, ``foreign_sources`` the file that puts each there,
     where it was found, ``shadows`` modules lying in site-packages under a package's name although no distribution owns
-    them, ``pip_python`` the interpreter in the first line of ``bin/pip``.
+    them, ``pip_python`` the interpreter in the first line of ``bin/pip``. ``base`` is the Python whose packages it
+    adopts, if it does, and ``adopted`` are the distributions that come from there.
     """
 
     path: str
@@ -235,6 +269,8 @@ class EnvFacts:
     has_headers: bool | None = None
     has_pip: bool = False
     pip_python: str = ""
+    base: str = ""
+    adopted: tuple[str, ...] = ()
     dists: dict[str, Dist] = field(default_factory=dict)
     torch: Torch | None = None
     deepspeed: Deepspeed | None = None
@@ -438,6 +474,7 @@ class DeepFacts:
 
     ``changed`` maps a distribution to its files whose hash is not the recorded one, ``missing`` to those that are gone;
     ``unread`` says which could not be read and why, ``checked`` how many were compared (``None``: nobody answered).
+    ``conda_changed`` maps a conda package to its files that are altered or gone, ``conda_checked`` is as ``checked``.
     ``device_code`` maps a built library to the GPU architectures it has code for (``sm_80``, ``compute_90``; empty: it
     cannot be read); one without any device code is left out.
     """
@@ -447,6 +484,8 @@ class DeepFacts:
     missing: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     checked: int | None = None
+    conda_changed: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    conda_checked: int | None = None
     device_code: dict[str, tuple[str, ...]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -461,6 +500,13 @@ class SmokeFacts:
     seconds: float = 0.0
     error: str = ""
     log: str = ""
+
+
+@dataclass(frozen=True)
+class JournalFacts:
+    """What setup noted: for each requirement it made, what it was last made from."""
+
+    inputs: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -484,6 +530,7 @@ class Facts:
     builds: BuildsFacts = BuildsFacts()
     access: AccessFacts = AccessFacts()
     data: DataFacts = DataFacts()
+    journal: JournalFacts = JournalFacts()
     deep: DeepFacts = DeepFacts()
     smoke: SmokeFacts = SmokeFacts()
     collected: tuple[str, ...] = ()

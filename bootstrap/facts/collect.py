@@ -31,6 +31,7 @@ TIMEOUTS_S: Mapping[str, float] = {
     "builds": 60,
     "access": 5,
     "data": 30,
+    "journal": 5,
 }
 #: Sections of the deeper tiers; collected only when asked for.
 DEEP_TIMEOUTS_S: Mapping[str, float] = {"deep": 900, "smoke": 900}

@@ -1,13 +1,16 @@
-"""Facts of Miniconda, read from its files: starting ``conda`` itself would take a second."""
+"""Facts of Miniconda and of conda packages, read from files: starting ``conda`` itself would take a second."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from pathlib import Path
 
+from bootstrap import conda
 from bootstrap.facts import CondaFacts, Hook
 from bootstrap.facts.collect import Request
+from bootstrap.facts.env import UNFINISHED
 
 #: The hooks of Step 0-2, under the names the guide gives them, below ``etc/conda`` of the environment.
 ACTIVATE = "activate.d/edit_environment_variable.sh"
@@ -20,8 +23,17 @@ _RECORD = re.compile(r"(?P<name>.+)-(?P<version>[^-]+)-(?P<build>[^-]+)\.json")
 
 
 def collect(request: Request) -> CondaFacts:
-    """Look for Miniconda, and for what it installed in the workspace's environment."""
-    return read(request.workspace.env, roots(request.workspace.root))
+    """Look for Miniconda, for what is installed in the workspace's environment, and for what setup resolved."""
+    found = read(request.workspace.env, roots(request.workspace.root))
+    solution = conda.load(conda.solution_file(request.workspace)) if request.profile.conda else None
+    if solution is None:
+        return found
+    return dataclasses.replace(
+        found,
+        solution=solution.pins,
+        solution_locked=solution.locked,
+        solution_stale=solution.inputs != conda.inputs(request.profile),
+    )
 
 
 def roots(workspace: Path) -> list[Path]:
@@ -34,7 +46,7 @@ def roots(workspace: Path) -> list[Path]:
 def read(env: Path, looked_in: list[Path]) -> CondaFacts:
     """The facts of the first Miniconda among ``looked_in`` and of the environment ``env``."""
     # os.path: unlike Path's own methods these do not raise for what lies in a folder that may not be read.
-    prefix = next((root for root in looked_in if os.path.exists(root / "bin" / "conda")), None)  # noqa: PTH110
+    prefix = next((root for root in looked_in if _is_whole(root)), None)
     return CondaFacts(
         prefix=str(prefix or ""),
         version=packages(prefix).get("conda", "").partition("=")[0] if prefix else "",
@@ -43,6 +55,11 @@ def read(env: Path, looked_in: list[Path]) -> CondaFacts:
         packages=packages(env),
         hooks=_hooks(env / "etc" / "conda"),
     )
+
+
+def _is_whole(root: Path) -> bool:
+    """Whether a Miniconda is there, and not one whose installer was interrupted."""
+    return os.path.exists(root / "bin" / "conda") and not os.path.exists(root / UNFINISHED)  # noqa: PTH110
 
 
 def packages(prefix: Path) -> dict[str, str]:

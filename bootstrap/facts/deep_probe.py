@@ -1,8 +1,9 @@
-"""Runs inside the environment's own Python (3.9 or newer): imports modules, or compares files with their hashes.
+"""Runs inside the environment's own Python (3.8 or newer): imports modules, or compares files with their hashes.
 
-``deep_probe.py imports torch …`` prints one JSON line before and one after each import, so that a module which kills
-the process is known. ``deep_probe.py files`` prints one JSON object. Both print it on the standard output that they
-were given; whatever the imported modules print goes to the standard error.
+``deep_probe.py MARK imports SECONDS PRINTED torch …`` says one value before and one after each import, so that a module
+which kills the process, or does not come to an end, is known; what the modules print goes to the file PRINTED.
+``deep_probe.py MARK files`` says one value. Values are lines of the standard output that begin with MARK
+(:mod:`bootstrap.facts.answer`).
 """
 
 # No path module here, as in probe.py: it would be part of what is measured.
@@ -15,6 +16,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 
@@ -22,17 +24,26 @@ import time
 BLOCK = 1 << 20
 
 
-def imports(names: "list[str]", say: "object") -> None:
-    """Import each module and say how that went: its error (empty: none) and its seconds."""
+def imports(names: "list[str]", seconds: float, say: "object") -> None:
+    """Import each module and say how that went: its error (empty: none) and its seconds.
+
+    One that hangs ends this process by an alarm, which also reaches compiled code: after half of the ``seconds`` that
+    are left, so that time remains for the others; the last one may use all.
+    """
+    end = time.monotonic() + seconds
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for name in names:
-        say({"importing": name})  # type: ignore[operator]  # a function; Callable would have to be imported
-        began, error = time.perf_counter(), ""
+        began, error = time.monotonic(), ""
+        limit = max(0.1, (end - began) / (1 if name == names[-1] else 2))
+        say({"importing": name, "limit": limit})  # type: ignore[operator]  # a function; Callable would have to be imported
+        signal.setitimer(signal.ITIMER_REAL, limit)
         try:
             importlib.import_module(name)
         except BaseException as caught:  # noqa: BLE001  also SystemExit: a module that leaves is one that does not import
             lines = str(caught).strip().splitlines()
             error = "{}: {}".format(type(caught).__name__, lines[0] if lines else "")
-        say({"imported": name, "error": error, "seconds": time.perf_counter() - began})  # type: ignore[operator]  # as above
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        say({"imported": name, "error": error, "seconds": time.monotonic() - began})  # type: ignore[operator]  # as above
 
 
 def _digest(path: str, algorithm: str) -> str:
@@ -116,19 +127,27 @@ def files(folders: "list[str]") -> "dict[str, object]":
 
 
 def main() -> None:
-    """Do what the first argument names."""
+    """Do what the second argument names."""
+    mark, what, *more = sys.argv[1:]
     # What modules print while they are imported must not mix with the answer.
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
     def say(value: "object") -> None:
-        answer.write(json.dumps(value) + "\n")
+        answer.write("\n" + mark + json.dumps(value) + "\n")
         answer.flush()
 
-    if sys.argv[1] == "imports":
-        imports(sys.argv[2:], say)
+    if what == "imports":
+        # Programs that an import starts may outlive it: they must not hold what our caller reads to its end.
+        seconds, printed, *names = more
+        descriptor = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        imports(names, float(seconds), say)
     else:
-        say(files([path for path in sys.path if path.endswith("-packages")]))
+        # Its own: what it adopts of another Python is not ours to judge, and may be large.
+        own = os.path.join(sys.prefix, "")
+        say(files([path for path in sys.path if path.startswith(own) and path.endswith("-packages")]))
     # Threads that an imported module left, and its clean-up at exit, must not keep or break what is already said.
     os._exit(0)
 

@@ -1,20 +1,22 @@
-"""Facts of the environment: one child of its own Python, which prints JSON and imports nothing heavy."""
+"""Facts of the environment: one child of its own Python, which answers in JSON and imports nothing heavy."""
 
 from __future__ import annotations
 
-import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 from bootstrap import host
 from bootstrap.facts import Deepspeed, Dist, EnvFacts, Torch
+from bootstrap.facts.answer import ask
 from bootstrap.facts.collect import Request
 from pipeline.i18n import _
 
 #: Lies in an environment while it is being made: what has it was interrupted, whatever else it holds.
 UNFINISHED = ".ucllm-unfinished"
 PROBE = Path(__file__).parent / "probe.py"
+START_UP = Path(__file__).parent / "start_up.py"
 TIMEOUT_S = 30.0
 
 
@@ -30,16 +32,28 @@ def read(env: Path, *, timeout_s: float = TIMEOUT_S) -> EnvFacts:
         return EnvFacts(str(env), "absent")
     if (env / UNFINISHED).exists():
         return EnvFacts(str(env), "broken", error=_("making it was interrupted"))
+    began = time.monotonic()
     try:
-        done = host.capture((str(python), "-I", str(PROBE)), timeout_s=timeout_s)
+        said, done = ask(str(python), PROBE, timeout_s=timeout_s)
     except (OSError, TimeoutError) as error:
         return EnvFacts(str(env), "broken", error=str(error))
-    if done.code != 0:
-        return EnvFacts(str(env), "broken", error=done.complaint)
+    if not said:
+        return EnvFacts(str(env), "broken", error=_why_silent(str(python), done, began + timeout_s - time.monotonic()))
+    return _facts(env, said[-1])
+
+
+def _why_silent(python: str, done: host.Done, timeout_s: float) -> str:
+    """Why the probe has said nothing: Python ended before it, or is none."""
+    why = done.complaint
+    if done.code == 0:
+        why = _("its answer cannot be read: {error}").format(error=(done.stdout or done.stderr).strip()[-200:])
     try:
-        return _facts(env, json.loads(done.stdout))
-    except (ValueError, KeyError, TypeError) as error:
-        return EnvFacts(str(env), "broken", error=_("its answer cannot be read: {error}").format(error=error))
+        said, _done = ask(python, START_UP, timeout_s=timeout_s, options=("-S",))
+    except (OSError, TimeoutError):  # what the other child said stands
+        return why
+    if said and said[-1]:
+        return _("{path}, which Python runs when it starts, ends it: {why}").format(path=said[-1], why=why)
+    return why
 
 
 def _facts(env: Path, data: Any) -> EnvFacts:
@@ -56,6 +70,8 @@ def _facts(env: Path, data: Any) -> EnvFacts:
         has_headers=data["has_headers"],
         has_pip=bool(data["pip"]),
         pip_python=data["pip_python"],
+        base=data["base"],
+        adopted=tuple(data["adopted"]),
         dists={
             name: Dist(version, whole, tuple(requires)) for name, (version, whole, requires) in data["dists"].items()
         },

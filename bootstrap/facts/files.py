@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import getpass
 import json
+import os
 import re
+import shlex
 import socket
 import types
 import typing
@@ -22,13 +24,33 @@ _COMMON = {"root", "user", "ubuntu", "localhost", "host", "home", ""}
 
 
 def save(facts: Facts, path: Path) -> None:
-    """Write the facts without the user's name, the host's name and logins in addresses."""
+    """Write the facts without the user's name, the host's name and logins in addresses.
+
+    Raises :class:`UcllmError` when the file cannot be written, and for what :func:`require_place` refuses.
+    """
+    require_place(path)
     text = json.dumps(redacted(facts.as_json()), indent=1, ensure_ascii=False, sort_keys=True)
+    # File names may hold bytes that are no text, and then no facts file could hold them.
+    text = text.encode("utf-8", "replace").decode("utf-8")
     try:
         write_text_atomically(path, text + "\n")
     except OSError as error:
         what = _("Cannot write {path}.").format(path=path)
         raise UcllmError("facts.not-writable", what, str(error.strerror or error)) from error
+
+
+def require_place(path: Path) -> None:
+    """Raise :class:`UcllmError` unless ``path`` is a regular file or a new name in a folder that exists.
+
+    The file is written by rename, which would put it in the place of a device, a pipe or a link.
+    """
+    what = _("Cannot write {path}.").format(path=path)
+    if not os.path.isdir(path.parent):  # noqa: PTH112  no error for a folder above that cannot be looked into
+        hint = _("Make the folder first: `{command}`").format(command=shlex.join(["mkdir", "-p", str(path.parent)]))
+        raise UcllmError("facts.not-writable", what, _("There is no folder {path}.").format(path=path.parent), hint)
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+        hint = _("Name a new file, or a file to replace.")
+        raise UcllmError("facts.not-writable", what, _("It is not a regular file."), hint)
 
 
 def redacted(value: Any) -> Any:
@@ -62,7 +84,9 @@ def load(path: Path) -> Facts:
     hint = _("Make one with `ucllm doctor --save-facts {path}`.").format(path=path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        # JSON can name halves of characters, which nothing can print.
+        json.dumps(data, ensure_ascii=False).encode("utf-8")
+    except (OSError, ValueError, RecursionError) as error:
         raise UcllmError(
             "facts.unreadable", _("Cannot read the facts in {path}.").format(path=path), str(error), hint
         ) from error
@@ -79,7 +103,7 @@ def load(path: Path) -> Facts:
         )
     try:
         facts: Facts = _decode(Facts, data, "facts")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UcllmError(
             "facts.unreadable", _("Cannot read the facts in {path}.").format(path=path), str(error), hint
         ) from error

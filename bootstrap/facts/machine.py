@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bootstrap import host
-from bootstrap.facts import Disk, Interpreter, MachineFacts, cgroup, mounts
+from bootstrap.facts import Disk, Interpreter, MachineFacts, bases, cgroup, mounts
 from bootstrap.facts.collect import Request
 from pipeline.i18n import _
 
@@ -74,6 +74,7 @@ def collect(request: Request) -> MachineFacts:
         system=platform.system(),
         machine=platform.machine(),
         libc=libc(),
+        cpu=cpu(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         memory_total=total,
         memory_available=available,
@@ -84,9 +85,19 @@ def collect(request: Request) -> MachineFacts:
         scheduler=scheduler(os.environ),
         variables=variables(os.environ),
         interpreters=found,
+        bases=bases.collect(request, errors) if request.profile.env_kind == "adopt" else (),
         container=container(os.environ),
         errors=errors,
     )
+
+
+def cpu(path: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name: what is compiled with ``-march=native`` runs on no older one. Empty if it is not told."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def libc() -> str:
@@ -197,20 +208,24 @@ def _disks(workspace: Path, errors: dict[str, str]) -> dict[str, Disk]:
 def disk(path: Path, errors: dict[str, str], table: str, *, must_exist: bool) -> Disk:
     """The file system that holds ``path``, or its nearest parent if it need not exist.
 
-    What must exist and does not has no room and is not writable; the reason is ``errors["disk PATH"]``.
+    What must exist and does not has no room, is not writable, and is ``absent`` or has an ``obstacle``; the reason is
+    ``errors["disk PATH"]``.
     """
     # Path.exists raises for what lies in a folder that may not be read.
     existing = next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110
-    if must_exist and not os.path.isdir(path):  # noqa: PTH112  as above
+    obstacle = "" if os.path.isdir(existing) else str(existing)  # noqa: PTH112  as above
+    if must_exist and (obstacle or existing != path):
         errors[f"disk {path}"] = _("there is no such folder")
-        return Disk(str(path), free=0, total=0, writable=False)
-    writable = os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)  # noqa: PTH112  as above
+        # In a folder that may not be read it may be, for all we know.
+        absent = not obstacle and os.access(existing, os.X_OK)
+        return Disk(str(path), free=0, total=0, writable=False, absent=absent, obstacle=obstacle)
+    writable = not obstacle and os.access(existing, os.W_OK | os.X_OK)
     kind = mounts.kind(os.path.realpath(existing), table)
     try:
         state = os.statvfs(existing)
     except OSError as error:
         errors[f"disk {path}"] = error.strerror or str(error)
-        return Disk(str(path), writable=writable, kind=kind)
+        return Disk(str(path), writable=writable, kind=kind, obstacle=obstacle)
     return Disk(
         str(path),
         free=state.f_bavail * state.f_frsize,
@@ -219,6 +234,7 @@ def disk(path: Path, errors: dict[str, str], table: str, *, must_exist: bool) ->
         noexec=bool(state.f_flag & getattr(os, "ST_NOEXEC", 0)),
         writable=writable,
         kind=kind,
+        obstacle=obstacle,
     )
 
 

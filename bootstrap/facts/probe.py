@@ -1,4 +1,7 @@
-"""Runs inside the environment's own Python (3.9 or newer), alone: prints what is installed there as JSON.
+"""Runs inside the environment's own Python (3.8 or newer), alone: says what is installed there as JSON.
+
+The answer is one line that begins with the first argument (:mod:`bootstrap.facts.answer`): ``sitecustomize`` and
+``.pth`` files may print what they like.
 
 It imports nothing but the standard library, and never torch: everything is read from metadata and files. The path
 module and ``importlib.metadata`` are left out because each would cost more time than all that is done here.
@@ -14,6 +17,9 @@ import site
 import sys
 import sysconfig
 
+#: Our file in an environment that shows the packages of another Python, which ``bootstrap.requirements._adopt`` writes:
+#: its first line is a comment in JSON. It sorts last: what the environment's own ``.pth`` files name comes before.
+ADOPT = "zzz-ucllm-adopt.pth"
 _REQUIRES = re.compile(rb"^Requires-Dist:[ \t]*([^\r\n]+)", re.MULTILINE)
 _VERSION = re.compile(rb"^Version: *(\S+)", re.MULTILINE)
 _NAME = re.compile(rb"^Name: *(\S+)", re.MULTILINE)
@@ -186,6 +192,17 @@ def _pip_python(folder: str) -> str:
     return found
 
 
+def _base(folders: "list[str]") -> str:
+    """The Python whose packages this environment adopts, by our own ``.pth`` file; empty if it adopts none."""
+    for folder in folders:
+        lines = _read(os.path.join(folder, ADOPT)).decode("utf-8", "replace").splitlines()
+        try:
+            return str(json.loads(lines[0].lstrip("# "))["python"])
+        except (IndexError, ValueError, KeyError, TypeError):
+            continue
+    return ""
+
+
 def _user_site() -> str:
     """The user's site-packages if this Python would use it when started without ``-I``."""
     shut = sys.prefix != sys.base_prefix and sys.base_prefix not in site.PREFIXES  # a venv by itself
@@ -239,7 +256,7 @@ def _sources(folders: "list[str]", foreign: "list[str]") -> "dict[str, str]":
 
 
 def main() -> None:
-    """Print the facts as one JSON object."""
+    """Say the facts as one JSON object."""
     folders = list(dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")))
     by_folder = {folder: _dists(folder) for folder in dict.fromkeys([*sys.path, *folders])}
     dists: dict[str, Dist] = {}
@@ -250,33 +267,40 @@ def main() -> None:
     foreign, first = _foreign(folders, owned)
     pip = any(os.path.exists(os.path.join(folder, "pip", "__main__.py")) for folder in sys.path)
     conda = os.path.isdir(os.path.join(sys.prefix, "conda-meta"))
+    base = _base(folders)
+    outside = [dist for folder in sys.path if folder not in folders for dist in by_folder[folder]]
     include, user = sysconfig.get_path("include"), _user_site()
-    print(
-        json.dumps(
-            {
-                "kind": "venv" if sys.prefix != sys.base_prefix else "conda" if conda else "plain",
-                "executable": sys.executable,
-                "version": ".".join(str(part) for part in sys.version_info[:3]),
-                "prefix": sys.prefix,
-                # pip works if its distribution is whole and the package lies on the path.
-                "pip": pip and "pip" in dists and dists["pip"].whole,
-                "pip_python": _pip_python(os.path.dirname(sys.executable)),
-                "extension_suffix": sysconfig.get_config_var("EXT_SUFFIX") or "",
-                "include": include,
-                "has_headers": os.path.exists(os.path.join(include, "Python.h")),
-                "dists": {dist.name: [dist.version, dist.whole, dist.requires] for dist in dists.values()},
-                "torch": _torch(),
-                "deepspeed": _deepspeed(),
-                "extensions": _extensions(folders),
-                "user_site": user,
-                "user_dists": {dist.name: dist.version for dist in _dists(user)} if user else {},
-                "foreign_paths": foreign,
-                "foreign_first": first,
-                "foreign_sources": _sources(folders, foreign),
-                "shadows": [path for folder in folders for path in _shadows(folder, by_folder[folder])],
-            }
-        )
-    )
+    facts = {
+        "kind": "venv" if sys.prefix != sys.base_prefix else "conda" if conda else "plain",
+        "executable": sys.executable,
+        "version": ".".join(str(part) for part in sys.version_info[:3]),
+        "prefix": sys.prefix,
+        # pip works if its distribution is whole and the package lies on the path.
+        "pip": pip and "pip" in dists and dists["pip"].whole,
+        "folders": folders,
+        "system_site": sys.base_prefix in site.PREFIXES,
+        "base": base,
+        "adopted": sorted(dist.name for dist in outside if base and dists[dist.name] is dist),
+        "pip_python": _pip_python(os.path.dirname(sys.executable)),
+        "extension_suffix": sysconfig.get_config_var("EXT_SUFFIX") or "",
+        "include": include,
+        "has_headers": os.path.exists(os.path.join(include, "Python.h")),
+        "dists": {dist.name: [dist.version, dist.whole, dist.requires] for dist in dists.values()},
+        "torch": _torch(),
+        "deepspeed": _deepspeed(),
+        "extensions": _extensions(folders),
+        "user_site": user,
+        "user_dists": {dist.name: dist.version for dist in _dists(user)} if user else {},
+        "foreign_paths": foreign,
+        "foreign_first": first,
+        "foreign_sources": _sources(folders, foreign),
+        "shadows": [path for folder in folders for path in _shadows(folder, by_folder[folder])],
+    }
+    # Not to sys.stdout, which a start-up file may have replaced, and on a line of its own whatever stands there.
+    with os.fdopen(1, "w", encoding="utf-8") as answer:
+        answer.write("\n" + sys.argv[1] + json.dumps(facts) + "\n")
+    # What a start-up file left to be done at exit must not change how this ended.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ The module of ``machine.gpu-arch`` is ``machine_gpu_arch``; it offers ``REQUIREM
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -36,11 +36,15 @@ class Doing(Protocol):
 
 @dataclass(frozen=True)
 class Action:
-    """One step of a fix: what it does in one line, the exact commands it amounts to, and the doing."""
+    """One step of a fix: what it does in one line, the exact commands it amounts to, and the doing.
+
+    One that runs in the ``background`` takes long and changes nothing but a cache: other fixes go on beside it.
+    """
 
     text: str
     commands: tuple[str, ...]
     act: Callable[[Doing], None] = field(compare=False)
+    background: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,9 @@ class Requirement:
 
     ``check`` is pure: it looks at the profile and the facts, and at nothing else; it leaves the finding's id empty.
     ``plan`` lists the actions that make it pass; a requirement without one can only be mended by hand. ``needs`` are
-    the ids that must hold first, ``reads`` the sections of the facts it looks at. ``title`` says what must be true,
+    the ids that must hold first, ``fix_needs`` those that its fix needs beside them (a compiler, say), ``reads`` the
+    sections of the facts it looks at. ``inputs`` are what it was made from, in words: where they differ from what the
+    journal says, it is made again; what is empty is not known and not compared. ``title`` says what must be true,
     ``why`` what goes wrong otherwise, ``step`` is the step of the guide that it belongs to.
     """
 
@@ -60,6 +66,8 @@ class Requirement:
     check: Callable[[Profile, Facts], Finding]
     plan: Callable[[Profile, Facts, Workspace], list[Action]] | None = None
     needs: tuple[str, ...] = ()
+    fix_needs: tuple[str, ...] = ()
+    inputs: Callable[[Profile, Facts], Mapping[str, str]] | None = None
     reads: tuple[str, ...] = ("machine",)
     tier: str = QUICK
 
@@ -78,11 +86,19 @@ def load(ids: Iterable[str]) -> list[Requirement]:
     return found
 
 
-def with_needs(ids: Iterable[str], listed: Sequence[str]) -> list[str]:
-    """``ids`` and all that they need, as far as a profile lists it, in the profile's order."""
+def with_needs(ids: Iterable[str], listed: Sequence[str], *, fixing: bool = False) -> list[str]:
+    """``ids`` and all that they need, as far as a profile lists it, in the profile's order.
+
+    ``fixing``: also what their fixes need.
+    """
     wanted = waiting = set(ids)
     while waiting:
-        needed = {need for item in load(sorted(waiting)) for need in item.needs if need in listed}
+        needed = {
+            need
+            for item in load(sorted(waiting))
+            for need in (*item.needs, *(item.fix_needs if fixing else ()))
+            if need in listed
+        }
         waiting = needed - wanted
         wanted = wanted | waiting
     return [item for item in listed if item in wanted]

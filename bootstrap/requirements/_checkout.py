@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from bootstrap import host
+from bootstrap import host, mirror
 from bootstrap.facts import Checkout, Facts
 from bootstrap.facts import sources as reader
 from bootstrap.findings import Finding, Remedy, fail, ok, skipped, unknown
@@ -33,7 +33,9 @@ def requirement(requirement_id: str, key: str, title: str, step: str) -> Require
         return _plan(requirement_id, key, profile, facts, workspace)
 
     why = N_("Another commit trains another model, or fails late; a half clone fails in the middle of a build.")
-    return Requirement(requirement_id, title, why, step, check, plan, reads=("sources",))
+    # Without git nothing can be fetched: machine.build-tools looks for it, and says how to install it.
+    needs = ("machine.build-tools",)
+    return Requirement(requirement_id, title, why, step, check, plan, needs, reads=("sources",))
 
 
 def _check(key: str, profile: Profile, facts: Facts) -> Finding:
@@ -90,14 +92,18 @@ def _part(path: Path) -> Path:
     return path.with_name(f".{path.name}.ucllm-part")
 
 
-def _steps(source: Source, found: Checkout, aside: str = "") -> tuple[str, tuple[str, ...]]:
-    """What helps, in a sentence and in commands; ``aside`` is where a folder in the way goes."""
+def _steps(source: Source, found: Checkout, aside: str = "", origin: str = "") -> tuple[str, tuple[str, ...]]:
+    """What helps, in a sentence and in commands; ``aside`` is where a folder in the way goes.
+
+    ``origin`` is what is cloned instead of the profile's address.
+    """
     path = Path(found.path)
     at = ("git", "-C", found.path)
     if _must_clone(found):
         part = str(_part(path))
         argvs = [
-            ("git", "clone", "--no-checkout", source.url, part),
+            ("git", "clone", "--no-checkout", origin or source.url, part),
+            *([("git", "-C", part, "remote", "set-url", "origin", source.url)] if origin else []),
             ("git", "-C", part, "checkout", "--detach", source.commit),
             *([] if found.state == "absent" else [("mv", found.path, aside or f"{found.path}.old")]),
             ("mv", part, found.path),
@@ -109,7 +115,10 @@ def _steps(source: Source, found: Checkout, aside: str = "") -> tuple[str, tuple
     argvs = []
     if found.head != source.commit:
         heads = "+refs/heads/*:refs/remotes/ucllm/*"
-        argvs += [(*at, "fetch", "--no-tags", source.url, heads), (*at, "checkout", "--detach", source.commit)]
+        argvs += [
+            (*at, "fetch", "--no-tags", origin or source.url, heads),
+            (*at, "checkout", "--detach", source.commit),
+        ]
     if found.tag_commit not in ("", source.commit):
         argvs.append((*at, "tag", "-f", source.tag, source.commit))
     text = _("Check the pinned commit out; a tag that was moved is put back here.")
@@ -123,16 +132,20 @@ def _plan(requirement_id: str, key: str, profile: Profile, facts: Facts, workspa
         return []
     path = workspace.root / source.folder
     log = workspace.state / "logs" / f"{requirement_id}.txt"
-    steps = _steps(source, found, f"{workspace.backups}/")[1]
+    origin = mirror.git_origin(workspace, source) if workspace.mirror else ""
+    steps = _steps(source, found, f"{workspace.backups}/", origin)[1]
     if not _must_clone(found):
-        return [Action(_("Check out the pinned commit"), steps, _checkout(source, path, log))]
+        return [Action(_("Check out the pinned commit"), steps, _checkout(source, path, workspace, log))]
 
     def clone(doing: Doing) -> None:
         part = _part(path)
         if part.exists():  # of a clone that was killed
             doing.move_aside(part)
         part.parent.mkdir(parents=True, exist_ok=True)
-        _run(source, part, log, "clone", "--no-checkout", source.url, str(part))
+        origin = mirror.git_source(workspace, source)
+        _run(source, part, log, "clone", "--no-checkout", origin, str(part))
+        if origin != source.url:
+            _run(source, part, log, "-C", str(part), "remote", "set-url", "origin", source.url)
         _run(source, part, log, "-C", str(part), "checkout", "--detach", source.commit)
         _verify(source, part, log)
         # Only now that the new one is whole does the old one give way.
@@ -148,15 +161,16 @@ def _plan(requirement_id: str, key: str, profile: Profile, facts: Facts, workspa
     return [Action(text, steps, clone)]
 
 
-def _checkout(source: Source, path: Path, log: Path) -> Callable[[Doing], None]:
+def _checkout(source: Source, path: Path, workspace: Workspace, log: Path) -> Callable[[Doing], None]:
     def act(doing: Doing) -> None:
         at = ("-C", str(path))
         now = reader.read(path, source)
         if now.head != source.commit:
-            # From the profile's address: the checkout's `origin` may be a fork of the user's.
+            # From the profile's address or the mirror: the checkout's `origin` may be a fork of the user's.
             for wanted in ("+refs/heads/*:refs/remotes/ucllm/*", f"refs/tags/{source.tag}"):
                 if not _has(source, path):
-                    _run(source, path, log, *at, "fetch", "--no-tags", source.url, wanted)
+                    origin = mirror.git_source(workspace, source)
+                    _run(source, path, log, *at, "fetch", "--no-tags", origin, wanted)
             _run(source, path, log, *at, "checkout", "--detach", source.commit)
         if now.tag_commit not in ("", source.commit):
             _run(source, path, log, "-c", "tag.gpgSign=false", *at, "tag", "-f", source.tag, source.commit)

@@ -72,9 +72,12 @@ def _commands(facts: Facts, helpers: Helpers) -> tuple[str, ...]:
     return (f"{make} {includes}",) if _needs_build(helpers) else ()
 
 
-def plan(_profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
+def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
     """Set aside what is named or built for another Python, give the environment its python3-config, then ``make``."""
     helpers, suffix = facts.builds.helpers, facts.env.extension_suffix
+    source = profile.sources.get("megatron")
+    if helpers is None and source is not None:
+        return [_later(workspace, source.folder)]
     if helpers is None or not suffix or helpers.makefile_edited:
         return []
     folder, python = Path(helpers.folder), Path(facts.env.python or workspace.python)
@@ -109,6 +112,16 @@ def plan(_profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
         text = _("Build {name} with the environment's Python").format(name=right)
         actions.append(Action(text, _commands(facts, helpers), build))
     return actions
+
+
+def _later(workspace: Workspace, checkout: str) -> Action:
+    """What is to be done once there are a checkout and an environment: for a plan, which is made again by then."""
+    python = shlex.quote(str(workspace.python))
+    suffix = f"""LIBEXT="$({python} -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')\""""
+    includes = f'CPPFLAGS="$({python} -m pybind11 --includes)"'
+    folder = shlex.quote(str(workspace.root / checkout / "megatron" / "data"))
+    text = _("Build Megatron's helpers with the environment's Python, and name them for it")
+    return Action(text, (f"make -C {folder} {suffix} {includes}",), lambda _doing: None)
 
 
 def _make(folder: Path, python: Path, suffix: str, workspace: Workspace) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-import shlex
+from pathlib import Path
 
 from bootstrap.facts import Facts
-from bootstrap.findings import Finding, Remedy, fail, ok
+from bootstrap.findings import Finding, fail, ok
 from bootstrap.profiles import Profile
-from bootstrap.requirements import Requirement
+from bootstrap.requirements import Action, Requirement, _compile
+from bootstrap.wheels import Build
+from bootstrap.workspace import Workspace
 from pipeline.i18n import N_, _
 
 #: The distribution's name at the pinned commit (``megatron/core/package_info.py``); ``setup.py install`` leaves an egg.
@@ -27,9 +29,28 @@ def check(profile: Profile, facts: Facts) -> Finding:
         return ok(_("{name} {version} is installed").format(name=DIST, version=dist.version), looked)
     if checkout and checkout in facts.env.foreign_paths:
         return ok(_("the checkout is on the path"), looked)
-    # The guide's own command; in the folder, because setup.py reads its files relative to it.
-    command = f"cd {shlex.quote(checkout)} && {shlex.quote(facts.env.interpreter)} setup.py install"
-    return fail(_("Megatron is not installed."), (looked,), Remedy(_("Install it from its checkout."), (command,)))
+    remedy = _compile.remedy(_("Install it from its checkout."), _build(profile, facts), facts)
+    return fail(_("Megatron is not installed."), (looked,), remedy)
+
+
+def inputs(profile: Profile, facts: Facts) -> dict[str, str]:
+    """What it was, or would be, made from. It is Python only: neither torch nor CUDA counts."""
+    source = profile.sources.get("megatron")
+    return {"source": source.commit if source else "", "Python": facts.env.minor}
+
+
+def _build(profile: Profile, facts: Facts) -> Build:
+    # Not the guide's `setup.py install`: it leaves an egg, which pip can neither check nor replace.
+    source = profile.sources.get("megatron")
+    checkout = Path(facts.workspace, source.folder if source else "Megatron-DeepSpeed")
+    return Build("megatron-core", inputs(profile, facts), checkout=checkout)
+
+
+def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
+    """Make a wheel of the checkout and install it."""
+    if "megatron" not in profile.sources:
+        return []
+    return _compile.plan("build.megatron", _build(profile, facts), profile, facts, workspace)
 
 
 REQUIREMENT = Requirement(
@@ -38,6 +59,9 @@ REQUIREMENT = Requirement(
     N_("Preparing data and converting checkpoints import it from other folders than its own."),
     "0-4",
     check,
+    plan,
     needs=("source.megatron", "env.python"),
-    reads=("env",),
+    fix_needs=("env.packages",),
+    inputs=inputs,
+    reads=("env", "journal"),
 )

@@ -34,9 +34,10 @@ def check(profile: Profile, facts: Facts) -> Finding:
             (shlex.join((*pip, "check")),),
         )
         return fail(_("{count} requirements are not met.").format(count=len(wrong)), (looked, *wrong, *others), remedy)
-    names = sorted({name for name, _text in found})
+    names = sorted({name for name, _text in found if name not in env.adopted})  # pip cannot remove those from here
     remedy = Remedy(
-        _("Install what they require if you use them, else remove them."), (shlex.join((*pip, "uninstall", *names)),)
+        _("Install what they require if you use them, else remove them."),
+        (shlex.join((*pip, "uninstall", *names)),) if names else (),
     )
     summary = _("{count} requirements of packages you added are not met.").format(count=len(others))
     return warn(summary, (looked, *others), remedy)
@@ -48,7 +49,7 @@ def _conflicts(facts: Facts, pins: dict[str, str]) -> list[tuple[str, str]]:
     from packaging.requirements import Requirement as Wanted
     from packaging.version import InvalidVersion, Version
 
-    dists, marker = facts.env.dists, _environment(facts)
+    dists, marker, adopted = facts.env.dists, _environment(facts), set(facts.env.adopted)
     locked = {
         name for name, version in pins.items() if name in dists and release(dists[name].version) == release(version)
     }
@@ -60,6 +61,9 @@ def _conflicts(facts: Facts, pins: dict[str, str]) -> list[tuple[str, str]]:
                 if wanted.marker and not wanted.marker.evaluate(marker):
                     continue
                 other = normalize(wanted.name)
+                # What is wrong in an adopted Python by itself is not ours to judge.
+                if name in adopted and (other in adopted or other not in dists):
+                    continue
                 if other not in dists:
                     if not (name == "torch" and other.startswith(_FOR_CUDA) and _without_wheels(facts)):
                         found.append((name, _("{name} requires {text}: missing").format(name=name, text=text)))

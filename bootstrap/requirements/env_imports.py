@@ -19,7 +19,7 @@ def check(profile: Profile, facts: Facts) -> Finding:
         return skipped(_("there is nothing that this profile imports"))
     found, seconds = facts.deep.imports, facts.deep.seconds
     seen = [
-        _("imported {names} in one process of {python}").format(names=", ".join(names), python=facts.env.python),
+        _("imported {names} with {python}").format(names=", ".join(names), python=facts.env.python),
         *(
             _("{module}: {result} ({seconds:.1f} s)").format(
                 module=name, result=found[name] or _("imported"), seconds=seconds.get(name, 0.0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bootstrap import host
+from bootstrap import host, mirror
 from bootstrap.facts import Facts
 from bootstrap.facts.probe import is_whole
 from bootstrap.findings import Finding, Remedy, fail, ok
@@ -25,6 +25,10 @@ SHOWN = 6
 
 def check(profile: Profile, facts: Facts) -> Finding:
     """Compare the installed distributions with the locks. torch may carry a local version, ``2.13.0+cpu``."""
+    if profile.ranges:
+        from bootstrap.requirements import _ranges  # which builds on this module
+
+        return _ranges.check(profile, facts)
     missing, different, broken = compare(profile, facts)
     python = facts.env.minor
     locks = sorted({pin.lock for pin in profile.pins_for(python)})
@@ -79,14 +83,18 @@ def pip(python: Path, lock: Path, *more: str) -> tuple[str, ...]:
     return (str(python), "-I", "-m", "pip", "install", *exact, *quiet, *more, "-r", str(lock))
 
 
-def pip_environment(workspace: Workspace) -> dict[str, str]:
-    """Variables for pip: a lock is exact, so a site's constraints must not speak; nothing goes to the user's home."""
-    scratch = workspace.state / "cache" / "tmp"
-    shutil.rmtree(scratch, ignore_errors=True)  # gigabytes of a pip that was killed; only one works here at a time
+def pip_environment(workspace: Workspace, name: str = "tmp") -> dict[str, str]:
+    """Variables for pip: a lock is exact, so a site's constraints must not speak; nothing goes to the user's home.
+
+    ``name`` is of its temporary folder: only one pip works in each at a time.
+    """
+    scratch = workspace.state / "cache" / name
+    shutil.rmtree(scratch, ignore_errors=True)  # gigabytes of a pip that was killed
     scratch.mkdir(parents=True, exist_ok=True)
     cache = os.environ.get("PIP_CACHE_DIR") or str(workspace.state / "cache" / "pip")
     # An empty PIP_CONSTRAINT does not override a configuration file; an empty file does.
-    return {"PIP_CONSTRAINT": os.devnull, "PIP_USER": "0", "PIP_CACHE_DIR": cache, "TMPDIR": str(scratch)}
+    settings = {"PIP_CONSTRAINT": os.devnull, "PIP_USER": "0", "PIP_CACHE_DIR": cache, "TMPDIR": str(scratch)}
+    return {**settings, **mirror.pip_variables(workspace)}
 
 
 def _commands(profile: Profile, python: Path) -> list[str]:
@@ -96,20 +104,16 @@ def _commands(profile: Profile, python: Path) -> list[str]:
 
 def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
     """Set half-installed packages aside, then let pip install each lock, hashes required."""
+    if profile.ranges:
+        from bootstrap.requirements import _ranges  # as above
+
+        return _ranges.actions(profile, facts, workspace)
     python = workspace.python
     log = workspace.state / "logs" / "env.packages.txt"
     actions = []
     missing, different, broken = compare(profile, facts)
     if broken:
-
-        def aside(doing: Doing) -> None:
-            for folder in workspace.env.glob("lib/python*/site-packages/*.dist-info"):
-                if normalize(folder.name.split("-")[0]) in broken and not is_whole(str(folder)):
-                    doing.move_aside(folder)
-
-        text = _("Set half-installed packages aside: {names}").format(names=shorten(broken))
-        actions.append(Action(text, (), aside))
-
+        actions.append(aside(workspace, broken))
     wrong = {text.split()[0] for text in (*missing, *different, *broken)}
     # With the right torch there, its lock would only add what the other kind of wheel needs.
     of_torch = {pin.name for pin in profile.pins if profile.torch and pin.lock == profile.torch.lock}
@@ -130,7 +134,7 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
             # What a killed pip had renamed to `~name` before it installed another version.
             for leftover in workspace.env.glob("lib/python*/site-packages/~*"):
                 doing.move_aside(leftover)
-            host.run_logged(argv, log=log, env=pip_environment(workspace))
+            _run(argv, workspace, log, pip_environment(workspace))
 
         megabytes = profile.sizes.get(name)
         size = _(" (about {megabytes} MB)").format(megabytes=round(megabytes)) if megabytes else ""
@@ -138,20 +142,33 @@ def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
     return actions
 
 
+def aside(workspace: Workspace, broken: list[str]) -> Action:
+    """Move the metadata of half-installed packages away, without which pip installs them again."""
+
+    def act(doing: Doing) -> None:
+        for folder in workspace.env.glob("lib/python*/site-packages/*.dist-info"):
+            if normalize(folder.name.split("-")[0]) in broken and not is_whole(str(folder)):
+                doing.move_aside(folder)
+
+    return Action(_("Set half-installed packages aside: {names}").format(names=shorten(broken)), (), act)
+
+
 def _install_torch(
     profile: Profile, torch: TorchSource, workspace: Workspace, log: Path, say: Callable[[str], None]
 ) -> None:
     """The CPU wheel from where pip is configured to look, else from the CPU index, else the default wheel.
 
-    Only «there is no such wheel here» leads to the next source; a wheel with another hash is an error at once.
+    Only «there is no such wheel here» leads to the next source; a wheel with another hash is an error at once. With a
+    mirror nothing is looked for elsewhere.
     """
     python, env = workspace.python, pip_environment(workspace)
     lock = profile.folder / torch.lock
     cpu_index = ("--find-links", torch.cpu_index, "--retries", "0", "--timeout", "10")
-    for where, options in ((_("the configured package index"), ()), (_("PyTorch's index of CPU wheels"), cpu_index)):
+    places = ((_("the configured package index"), ()), (_("PyTorch's index of CPU wheels"), cpu_index))
+    for where, options in ((_("the mirror"), ()),) if workspace.mirror else places:
         before = log.stat().st_size if log.exists() else 0
         try:
-            host.run_logged(pip(python, lock, *options), log=log, env=env)
+            _run(pip(python, lock, *options), workspace, log, env)
         except UcllmError:
             with log.open(encoding="utf-8", errors="replace") as stream:
                 stream.seek(before)
@@ -167,7 +184,20 @@ def _install_torch(
             "{download:.1f} GB to download, {disk:.1f} GB on disk"
         ).format(download=torch.default_download_gb, disk=torch.default_disk_gb)
     )
-    host.run_logged(pip(python, profile.folder / torch.default_lock), log=log, env=env)
+    _run(pip(python, profile.folder / torch.default_lock), workspace, log, env)
+
+
+def _run(argv: tuple[str, ...], workspace: Workspace, log: Path, env: Mapping[str, str]) -> None:
+    """Run pip. What it says of a mirror needs our words too."""
+    try:
+        host.run_logged(argv, log=log, env=env)
+    except UcllmError as error:
+        if not workspace.mirror:
+            raise
+        problem = error.problems[0]
+        raise UcllmError(
+            problem.code, problem.what, problem.why, f"{problem.hint} {mirror.advice(workspace)}"
+        ) from error
 
 
 REQUIREMENT = Requirement(

@@ -5,20 +5,19 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from bootstrap import host
 from bootstrap.facts import Facts, Interpreter
-from bootstrap.facts.env import UNFINISHED
 from bootstrap.findings import Finding, Remedy, fail, ok
 from bootstrap.profiles import Profile
-from bootstrap.requirements import Action, Doing, Requirement
+from bootstrap.requirements import Action, Requirement, _adopt, _anew, _conda, _pip
 from bootstrap.versions import minor
 from bootstrap.workspace import Workspace
-from pipeline.errors import UcllmError
 from pipeline.i18n import N_, _
 
 
 def check(profile: Profile, facts: Facts) -> Finding:
-    """A working virtual environment with a supported Python and pip."""
+    """A working environment of the profile's kind with a supported Python and pip."""
+    if profile.env_kind == "adopt":
+        return _adopt.check(profile, facts)
     env = facts.env
     looked = _("looked at {path}").format(path=env.path)
     if env.state == "absent":
@@ -29,6 +28,8 @@ def check(profile: Profile, facts: Facts) -> Finding:
     if not _right_kind(profile, facts):
         if profile.env_kind == "conda":
             wrong = _("it is not an environment that conda made")
+        elif env.base:
+            wrong = _("it adopts {python}").format(python=env.base)
         else:
             wrong = _("it is not a virtual environment")
         found = _("its Python says that it is installed in {prefix}").format(prefix=env.prefix)
@@ -42,19 +43,14 @@ def check(profile: Profile, facts: Facts) -> Finding:
 
 
 def _right_kind(profile: Profile, facts: Facts) -> bool:
-    """Whether the environment is of the kind that the profile wants; ``adopt`` takes any."""
-    return profile.env_kind in ("adopt", facts.env.kind)
+    """Whether the environment is of the kind that the profile wants, and shows nobody else's packages."""
+    return facts.env.kind == profile.env_kind and not facts.env.base
 
 
 def _failing(profile: Profile, facts: Facts, summary: str, evidence: tuple[str, ...]) -> Finding:
     supported = ", ".join(profile.pythons)
     if profile.env_kind == "conda":
-        argv = ("conda", "create", "--prefix", facts.env.path, f"python={profile.pythons[-1]}", "pip", "-y")
-        text = _("Move what is there aside, if anything is, and make the environment with conda.")
-        return fail(summary, evidence, Remedy(text, (shlex.join(argv),)))
-    if profile.env_kind == "adopt":
-        text = _("Put a Python ({supported}) that has torch there.").format(supported=supported)
-        return fail(summary, evidence, Remedy(text))
+        return fail(summary, evidence, _conda_remedy(profile, facts))
     base = base_interpreter(profile, facts)
     if base is None:
         tried = ", ".join(f"{item.path} ({item.version})" for item in facts.machine.interpreters)
@@ -62,11 +58,26 @@ def _failing(profile: Profile, facts: Facts, summary: str, evidence: tuple[str, 
             supported=supported, tried=tried or _("none")
         )
         return fail(summary, evidence, Remedy(text))
-    commands = (shlex.join(_venv(base, Path(facts.env.path))),)
     text = _("Make it with Python {version}.").format(version=base.version)
     if _lacks_only_pip(profile, facts):
-        text, commands = _("Put pip into it."), (shlex.join(_ensurepip(Path(facts.env.path))),)
+        text = _("Put pip into it.")
+    elif facts.env.state != "absent":
+        text = _("Move what is there aside and make it anew with Python {version}.").format(version=base.version)
+    commands = _commands(profile, facts)
     return fail(summary, evidence, Remedy(text, commands, automatic=True))
+
+
+def _conda_remedy(profile: Profile, facts: Facts) -> Remedy:
+    text = _("Move what is there aside, if anything is, and make the environment with conda.")
+    if _lacks_only_pip(profile, facts):
+        text = _("Put pip into it.")
+    commands = _commands(profile, facts)
+    return Remedy(text, commands, automatic=profile.conda is not None, needs=("network",))
+
+
+def _commands(profile: Profile, facts: Facts) -> tuple[str, ...]:
+    actions = _actions(profile, facts, Workspace(Path(facts.workspace)))
+    return tuple(line for action in actions for line in action.commands)
 
 
 def base_interpreter(profile: Profile, facts: Facts) -> Interpreter | None:
@@ -82,66 +93,24 @@ def _lacks_only_pip(profile: Profile, facts: Facts) -> bool:
     return right and not facts.env.has_pip
 
 
-def _ensurepip(env: Path) -> tuple[str, ...]:
-    return (str(env / "bin" / "python"), "-I", "-m", "ensurepip", "--upgrade", "--default-pip")
-
-
-def _venv(base: Interpreter, env: Path) -> tuple[str, ...]:
-    return (base.path, "-I", "-m", "venv", str(env))
-
-
 def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
-    """Move a broken environment aside, then make a new one. One that lacks only pip keeps what it has.
+    """Move a broken environment aside, then make a new one. One that lacks only pip keeps what it has."""
+    if profile.env_kind == "adopt":
+        return _adopt.actions(profile, facts)
+    return _actions(profile, facts, workspace)
 
-    Only virtual environments are made here.
-    """
-    if profile.env_kind != "venv":
-        return []
+
+def _actions(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
     if _lacks_only_pip(profile, facts):
-        return _plan_pip(workspace)
+        return [_pip.action("env.python", _("Put pip into the environment"), facts, _pip.METADATA)]
+    if profile.env_kind == "conda":
+        return _conda.actions(profile, facts, workspace) if profile.conda else []
     base = base_interpreter(profile, facts)
     if base is None:
         return []
-    actions = []
-    env = workspace.env
-    if facts.env.state != "absent":
-
-        def aside(doing: Doing) -> None:
-            doing.say(_("the old one is kept in {path}").format(path=doing.move_aside(env)))
-
-        text = _("Move the old environment aside")
-        actions.append(Action(text, (shlex.join(("mv", str(env), f"{workspace.backups}/")),), aside))
-
-    argv = _venv(base, env)
-
-    def make(_doing: Doing) -> None:
-        # Killed at the wrong moment, venv leaves an environment that works but has no `activate`.
-        env.mkdir(parents=True)
-        unfinished = env / UNFINISHED
-        unfinished.touch()
-        try:
-            host.run_logged(argv, log=workspace.state / "logs" / "env.python.txt")
-            unfinished.unlink()
-        except UcllmError as error:
-            hint = _("On Debian and Ubuntu, `apt install python3-venv` provides what is missing.")
-            problem = error.problems[0]
-            raise UcllmError("env.venv-failed", problem.what, problem.why, hint) from error
-
+    argv = (base.path, "-I", "-m", "venv", facts.env.path)
     text = _("Make the environment with Python {version}").format(version=base.version)
-    actions.append(Action(text, (shlex.join(argv),), make))
-    return actions
-
-
-def _plan_pip(workspace: Workspace) -> list[Action]:
-    argv = _ensurepip(workspace.env)
-
-    def put(doing: Doing) -> None:
-        # Where its metadata is left, pip believes that it is installed.
-        for folder in workspace.env.glob("lib/python*/site-packages/pip-*.dist-info"):
-            doing.move_aside(folder)
-        host.run_logged(argv, log=workspace.state / "logs" / "env.python.txt")
-
-    return [Action(_("Put pip into the environment"), (shlex.join(argv),), put)]
+    return _anew.actions(facts, text, (shlex.join(argv),), lambda: _anew.venv(facts, argv))
 
 
 REQUIREMENT = Requirement(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from bootstrap.facts import Disk, Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, unknown
 from bootstrap.profiles import Profile
@@ -33,7 +35,16 @@ def still_needed(need_gb: float, facts: Facts) -> float:
 def room(facts: Facts, name: str, need: float, remedy: Remedy) -> Finding:
     """The finding for one of the disks, which must be writable and have ``need`` bytes free."""
     disk = facts.machine.disks.get(name, Disk(name))
+    mine = name == "workspace"
     reason = facts.machine.errors.get(f"disk {disk.path}", "")
+    if disk.obstacle:
+        text = _("Move it away, or choose another folder.")
+        other = _("Move it away, or choose another workspace with `--workspace DIR`.")
+        summary = _("{path} cannot be used: {file} is not a folder.").format(path=disk.path, file=disk.obstacle)
+        return fail(summary, (_("looked at {path}").format(path=disk.path),), Remedy(other if mine else text))
+    if disk.absent:
+        make = Remedy(_("Make the folder."), (shlex.join(("mkdir", "-p", disk.path)),))
+        return fail(_("{path} does not exist.").format(path=disk.path), (reason or disk.path,), make)
     looked = _("{path} ({kind}): {free} free of {total}; needed: {needed}").format(
         path=disk.path,
         kind=disk.kind or _("file system not known"),
@@ -44,7 +55,8 @@ def room(facts: Facts, name: str, need: float, remedy: Remedy) -> Finding:
     seen = (looked, reason) if reason else (looked,)
     if disk.writable is False:
         text = _("Make it writable for you, or choose another folder.")
-        more = Remedy(remedy.text if name == "workspace" else text, (), needs=remedy.needs)
+        other = _("Make it writable for you, or choose another workspace with `--workspace DIR`.")
+        more = Remedy(other if mine else text, (), needs=remedy.needs)
         return fail(_("{path} cannot be written to.").format(path=disk.path), seen, more)
     if disk.free is None:
         return unknown(_("The free space of {path} could not be read.").format(path=disk.path), seen)

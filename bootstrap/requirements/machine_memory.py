@@ -6,11 +6,9 @@ from bootstrap.facts import Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, unknown, warn
 from bootstrap.profiles import Profile
 from bootstrap.requirements import Requirement
+from bootstrap.requirements._compile import fit
 from bootstrap.requirements.machine_disk import GB, gigabytes
 from pipeline.i18n import N_, _
-
-#: The part of the available memory that compilers may fill; the rest is for everything else.
-MARGIN = 0.9
 
 
 def check(profile: Profile, facts: Facts) -> Finding:
@@ -31,26 +29,26 @@ def check(profile: Profile, facts: Facts) -> Finding:
     left = to_build(profile, facts)
     if not left:
         return ok(_("{total} of memory").format(total=total), looked)
-    if machine.memory_available is None or machine.cores is None:
+    room = fit(profile, facts)
+    if room is None or machine.cores is None:
         return unknown(_("How many compilers fit into memory could not be told."), (looked,))
     given = machine.variables.get("MAX_JOBS", "")
     set_ = given.isdigit() and int(given) > 0  # anything else is passed over by torch
     jobs = int(given) if set_ else machine.cores
-    fit = max(1, int(machine.memory_available * MARGIN / (needs.memory_gb_per_job * GB)))
     counted = _("to build: {names}; {jobs} compilers ({source}) of up to {each} each; {fit} fit").format(
         names=", ".join(left),
         jobs=jobs,
         source=f"MAX_JOBS={given}" if set_ else _("as many as cores, since MAX_JOBS is not set"),
         each=gigabytes(needs.memory_gb_per_job * GB),
-        fit=fit,
+        fit=room,
     )
-    if jobs > fit:
+    if jobs > room:
         summary = _("{jobs} compilers at a time need more than the {available} of memory that is available.")
         text = _("Set this before the build; it takes longer, but does not run out of memory.")
         return warn(
             summary.format(jobs=jobs, available=gigabytes(machine.memory_available)),
             (looked, counted),
-            Remedy(text, (f"export MAX_JOBS={fit}",), needs=("shell",)),
+            Remedy(text, (f"export MAX_JOBS={room}",), needs=("shell",)),
         )
     return ok(_("{total} of memory").format(total=total), looked, counted)
 

@@ -15,6 +15,9 @@ from pipeline.i18n import N_, _
 
 def check(_profile: Profile, facts: Facts) -> Finding:
     """``TMPDIR`` is there, can be written to, and is not mounted ``noexec``."""
+    lost = no_folder(facts)
+    if lost is not None:
+        return lost
     disk = facts.machine.disks.get("tmp", Disk("tmp"))
     source = "TMPDIR" if facts.machine.variables.get("TMPDIR") else _("TMPDIR is not set")
     looked = _("{path} ({source}): writable {writable}, noexec {noexec}").format(
@@ -31,6 +34,25 @@ def check(_profile: Profile, facts: Facts) -> Finding:
     if disk.writable is None or disk.noexec is None:
         return unknown(_("The temporary folder {path} could not be looked at.").format(path=disk.path), seen)
     return ok(_("programs can be run from {path}").format(path=disk.path), *seen)
+
+
+def no_folder(facts: Facts) -> Finding | None:
+    """The finding if the temporary folder does not exist or is no folder; ``None`` if it is one."""
+    disk = facts.machine.disks.get("tmp", Disk("tmp"))
+    if not disk.absent and not disk.obstacle:
+        return None
+    path = shlex.quote(disk.path)
+    named = bool(facts.machine.variables.get("TMPDIR"))
+    seen = [f"TMPDIR={path}" if named else _("TMPDIR is not set")]
+    seen += [text for text in (facts.machine.errors.get(f"disk {disk.path}"),) if text]
+    if disk.obstacle:
+        summary = _("{path} cannot be used: {file} is not a folder.").format(path=disk.path, file=disk.obstacle)
+        return fail(summary, seen, Remedy(_("Use a temporary folder elsewhere."), use_another(facts), needs=("shell",)))
+    text = _("Make it with `mkdir -p {path}`, or use a temporary folder elsewhere.").format(path=path)
+    summary = _("The temporary folder {path} does not exist.")
+    if named:
+        summary = _("TMPDIR names a folder that does not exist: {path}.")
+    return fail(summary.format(path=disk.path), seen, Remedy(text, use_another(facts), needs=("shell",)))
 
 
 def use_another(facts: Facts) -> tuple[str, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
-from pathlib import PurePosixPath
+from pathlib import Path
 
 from bootstrap.facts import Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, skipped
 from bootstrap.profiles import Profile
-from bootstrap.requirements import Requirement, _extension
+from bootstrap.requirements import Action, Requirement, _compile, _extension
+from bootstrap.wheels import Build
+from bootstrap.workspace import Workspace
 from pipeline.i18n import N_, _
 
 
@@ -27,25 +28,40 @@ def check(profile: Profile, facts: Facts) -> Finding:
     return problem or ok(_("apex with {count} compiled modules").format(count=len(apex.modules)), *evidence)
 
 
-def _remedy(profile: Profile, facts: Facts) -> Remedy:
+def inputs(profile: Profile, facts: Facts) -> dict[str, str]:
+    """What apex was, or would be, made from."""
     source = profile.sources.get("apex")
-    folder = str(PurePosixPath(facts.workspace) / (source.folder if source else "apex"))
-    # The guide's command for pip 23.1 and newer; without --no-deps pip would look for packages again.
-    pip = (
-        *(
-            facts.env.interpreter,
-            "-m",
-            "pip",
-            "install",
-            "-v",
-            "--disable-pip-version-check",
-            "--no-cache-dir",
-            "--no-deps",
-        ),
-        *("--no-build-isolation", "--force-reinstall"),
-        *("--config-settings", "--build-option=--cpp_ext", "--config-settings", "--build-option=--cuda_ext", folder),
+    return _compile.made_from(profile, facts, source.commit if source else "", " ".join(_extensions(profile)))
+
+
+def _extensions(profile: Profile) -> tuple[str, ...]:
+    """The guide's, and those of them that need no CUDA for a profile that has none."""
+    return ("--cpp_ext",) if profile.cuda is None else ("--cpp_ext", "--cuda_ext")
+
+
+def _build(profile: Profile, facts: Facts) -> Build:
+    source = profile.sources.get("apex")
+    # The guide's way for pip 23.1 and newer: older ones drop these options without a word.
+    options = tuple(part for name in _extensions(profile) for part in ("--config-settings", f"--build-option={name}"))
+    return Build(
+        "apex",
+        {**inputs(profile, facts), **_compile.compiled_by(facts)},
+        checkout=Path(facts.workspace, source.folder if source else "apex"),
+        variables=_compile.variables(profile, facts),
+        options=options,
     )
-    return Remedy(_("Build apex again, with its C++ and CUDA extensions."), (shlex.join(pip),))
+
+
+def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
+    """Compile apex with its extensions and install it."""
+    if profile.apex is None:
+        return []
+    return _compile.plan("ops.apex", _build(profile, facts), profile, facts, workspace)
+
+
+def _remedy(profile: Profile, facts: Facts) -> Remedy:
+    text = _("Build apex again, with its C++ and CUDA extensions.")
+    return _compile.remedy(text, _build(profile, facts), facts)
 
 
 REQUIREMENT = Requirement(
@@ -54,6 +70,9 @@ REQUIREMENT = Requirement(
     N_("Without its compiled modules training stops at the fused optimizer or layer norm, or is slow."),
     "0-5",
     check,
+    plan,
     needs=("env.torch",),
-    reads=("binaries", "env"),
+    fix_needs=(*_compile.GUARDS, "source.apex"),
+    inputs=inputs,
+    reads=("binaries", "env", "journal"),
 )

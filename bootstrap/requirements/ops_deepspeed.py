@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
 from bootstrap.facts import Deepspeed, Facts
-from bootstrap.findings import Finding, Remedy, fail, ok, skipped, unknown
+from bootstrap.findings import Finding, Remedy, fail, ok, skipped, unknown, warn
 from bootstrap.profiles import Profile
-from bootstrap.requirements import Requirement, _extension
+from bootstrap.requirements import Action, Requirement, _compile, _extension
 from bootstrap.versions import minor
+from bootstrap.wheels import Build
+from bootstrap.workspace import Workspace
 from pipeline.i18n import N_, _
 
 
@@ -39,6 +40,9 @@ def check(profile: Profile, facts: Facts) -> Finding:
 def _problem(ops: Sequence[str], built: Deepspeed, facts: Facts, evidence: list[str], remedy: Remedy) -> Finding | None:
     """What is wrong with the ops; ``None`` if nothing."""
     missing = [op for op in ops if not built.installed.get(op)]
+    if missing and set(missing) <= {*without(facts)}:
+        text = _("Not built, since there is no libaio here: {names}. Training runs without.")
+        return warn(text.format(names=", ".join(missing)), evidence)
     if missing:
         return fail(_("Ops that are not built: {names}.").format(names=", ".join(missing)), evidence, remedy)
     torch = facts.env.torch
@@ -68,27 +72,61 @@ def table(ops: Sequence[str], built: Deepspeed) -> list[str]:
     return lines
 
 
+def options(profile: Profile, facts: Facts) -> dict[str, str]:
+    """The guide's build flags: all ops but those it leaves out. Where there is no libaio, async_io is left out too.
+
+    A profile without CUDA names the ops that a CPU machine can build, and those alone are built.
+    """
+    wanted = profile.deepspeed
+    if wanted is None or not wanted.ops:
+        return {"DS_BUILD_OPS": "0"}
+    if profile.cuda is None:
+        return {"DS_BUILD_OPS": "0", **{_flag(op): "1" for op in wanted.ops if op not in without(facts)}}
+    return {"DS_BUILD_OPS": "1", **{_flag(op): "0" for op in (*wanted.left_out, *without(facts))}}
+
+
+def without(facts: Facts) -> tuple[str, ...]:
+    """The ops that cannot be built on this machine, and without which training runs."""
+    libaio = facts.tools.headers.get("libaio.h") and facts.tools.libraries.get("libaio")
+    return () if libaio else ("async_io",)
+
+
+def _flag(op: str) -> str:
+    """op_builder's name of the variable, BUILD_VAR: only async_io's is not the op's own."""
+    return "DS_BUILD_AIO" if op == "async_io" else f"DS_BUILD_{op.upper()}"
+
+
+def inputs(profile: Profile, facts: Facts) -> dict[str, str]:
+    """What DeepSpeed was, or would be, made from."""
+    identity, _source = _compile.sdist(profile, "deepspeed")
+    return _compile.made_from(profile, facts, identity, _compile.flags(options(profile, facts)))
+
+
+def _build(profile: Profile, facts: Facts) -> Build:
+    told = {**options(profile, facts), **_compile.variables(profile, facts)}
+    made_from = {**inputs(profile, facts), **_compile.compiled_by(facts)}
+    version = profile.deepspeed.version if profile.deepspeed else ""
+    source = _compile.sdist(profile, "deepspeed")[1]
+    # Without this setuptools compiles one op after another; DeepSpeed itself leaves ninja out.
+    beside = ("build_ext", f"-j{told['MAX_JOBS']}") if profile.deepspeed and profile.deepspeed.ops else ()
+    words = tuple(part for word in beside for part in ("--config-settings", f"--global-option={word}"))
+    return Build("deepspeed", made_from, source, requirement=f"deepspeed=={version}", variables=told, options=words)
+
+
+def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
+    """Compile DeepSpeed with its ops and install it."""
+    if profile.deepspeed is None:
+        return []
+    return _compile.plan("ops.deepspeed", _build(profile, facts), profile, facts, workspace)
+
+
 def _remedy(profile: Profile, facts: Facts) -> Remedy:
     wanted = profile.deepspeed
     assert wanted is not None  # noqa: S101  the caller has looked
-    # The cache may hold a wheel without ops; --force-reinstall because the version alone says nothing about them;
-    # --no-build-isolation because its setup.py must see the torch it builds for.
-    pip = (
-        facts.env.interpreter,
-        "-m",
-        "pip",
-        "install",
-        "--no-cache-dir",
-        "--no-deps",
-        "--no-build-isolation",
-        "--force-reinstall",
-    )
-    flags = ["DS_BUILD_OPS=1", *(f"DS_BUILD_{op.upper()}=0" for op in wanted.left_out)] if wanted.ops else []
     text = _("Install this DeepSpeed and build its ops beforehand; it takes minutes and needs nvcc and libaio.")
     if not wanted.ops:
         text = _("Install this DeepSpeed.")
-    command = " ".join((*flags, shlex.join((*pip, f"deepspeed=={wanted.version}"))))
-    return Remedy(text, (command,), needs=("network",))
+    return _compile.remedy(text, _build(profile, facts), facts)
 
 
 REQUIREMENT = Requirement(
@@ -97,6 +135,9 @@ REQUIREMENT = Requirement(
     N_("An op that is not built, or was built for another torch, is compiled at every start or crashes training."),
     "0-3",
     check,
+    plan,
     needs=("env.torch",),
-    reads=("binaries", "env"),
+    fix_needs=_compile.GUARDS,
+    inputs=inputs,
+    reads=("binaries", "env", "journal", "tools"),
 )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
-
 from bootstrap.facts import Facts
 from bootstrap.facts.binaries import FLASH_ATTENTION
-from bootstrap.findings import Finding, Remedy, ok, skipped
+from bootstrap.findings import Finding, ok, skipped
 from bootstrap.profiles import Profile
-from bootstrap.requirements import Requirement, _extension
+from bootstrap.requirements import Action, Requirement, _compile, _extension
+from bootstrap.wheels import Build
+from bootstrap.workspace import Workspace
 from pipeline.i18n import N_, _
+
+#: Its setup.py compiles instead of looking for a ready wheel when this is TRUE: the ready ones are not in our locks.
+_FLAGS = {"FLASH_ATTENTION_FORCE_BUILD": "TRUE"}
 
 
 def check(profile: Profile, facts: Facts) -> Finding:
@@ -17,23 +20,8 @@ def check(profile: Profile, facts: Facts) -> Finding:
     wanted = profile.flash_attention
     if wanted is None:
         return skipped(_("this profile needs no flash-attn"))
-    requirement = f"flash-attn=={wanted.version}"
-    pip = (
-        facts.env.interpreter,
-        "-m",
-        "pip",
-        "install",
-        "--no-cache-dir",
-        "--no-deps",
-        "--no-build-isolation",
-        "--force-reinstall",
-    )
-    # Its setup.py compiles instead of looking for a ready wheel when FLASH_ATTENTION_FORCE_BUILD is TRUE.
-    remedy = Remedy(
-        _("Build flash-attn again, for this Python and torch."),
-        (f"FLASH_ATTENTION_FORCE_BUILD=TRUE {shlex.join((*pip, requirement))}",),
-        needs=("network",),
-    )
+    text = _("Build flash-attn again, for this Python and torch.")
+    remedy = _compile.remedy(text, _build(profile, facts), facts)
     evidence: list[str] = []
     absent = _("flash-attn is not installed.")
     problem = _extension.installed("flash-attn", wanted.version, facts, evidence, remedy, absent)
@@ -43,12 +31,36 @@ def check(profile: Profile, facts: Facts) -> Finding:
     return _extension.look((FLASH_ATTENTION,), facts, evidence, remedy) or ok(f"flash-attn {version}", *evidence)
 
 
+def inputs(profile: Profile, facts: Facts) -> dict[str, str]:
+    """What flash-attn was, or would be, made from. It chooses its architectures itself (8.0 and 9.0)."""
+    identity, _source = _compile.sdist(profile, "flash-attn")
+    return {**_compile.made_from(profile, facts, identity), "GPU": ""}
+
+
+def _build(profile: Profile, facts: Facts) -> Build:
+    told = {**_FLAGS, **_compile.variables(profile, facts)}
+    made_from = {**inputs(profile, facts), **_compile.compiled_by(facts)}
+    version = profile.flash_attention.version if profile.flash_attention else ""
+    source = _compile.sdist(profile, "flash-attn")[1]
+    return Build("flash-attn", made_from, source, requirement=f"flash-attn=={version}", variables=told)
+
+
+def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
+    """Compile flash-attn and install it."""
+    if profile.flash_attention is None:
+        return []
+    return _compile.plan("ops.flash-attn", _build(profile, facts), profile, facts, workspace)
+
+
 REQUIREMENT = Requirement(
     "ops.flash-attn",
     N_("flash-attn"),
     N_("Training with --use-flash-attn-v2 stops at its import if flash-attn does not fit torch or Python."),
     "0-6",
     check,
+    plan,
     needs=("env.torch",),
-    reads=("binaries", "env"),
+    fix_needs=(*_compile.GUARDS, "machine.gpu-arch"),
+    inputs=inputs,
+    reads=("binaries", "env", "journal"),
 )

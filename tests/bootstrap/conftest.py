@@ -98,7 +98,8 @@ class Tiny:
             **self.variables,
         }
         code = _BOOT.format(locks=str(self.root / "locks"), patch=self.patch)
-        argv = [sys.executable, "-c", code, *args, "--workspace", str(self.workspace)]
+        where = () if args[0] == "mirror" else ("--workspace", str(self.workspace))
+        argv = [sys.executable, "-c", code, *args, *where]
         options: dict[str, Any] = {
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.PIPE,

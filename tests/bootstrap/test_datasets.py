@@ -57,7 +57,7 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
     monkeypatch.setitem(CATALOGUE, "book", entry)
     with serving(Faulty({f"/files/{FILE}": body})) as server:
         _html(server)
-        monkeypatch.setattr(datasets, "_index", lambda _workspace: f"{server.url}/simple")
+        monkeypatch.setattr(datasets, "_index", lambda _python: f"{server.url}/simple")
         yield server
 
 
@@ -150,7 +150,7 @@ def test_an_index_that_talks_nonsense(index: Faulty, workspace: Workspace, body:
 def test_an_index_that_cannot_be_reached(index: Faulty, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     index.faults = ["500"]
     assert _refused(workspace).problems[0].code == "fetch.failed"
-    monkeypatch.setattr(datasets, "_index", lambda _workspace: "http://127.0.0.1:9/simple")
+    monkeypatch.setattr(datasets, "_index", lambda _python: "http://127.0.0.1:9/simple")
     assert "Connection refused" in _refused(workspace).problems[0].why
 
 
@@ -158,7 +158,7 @@ def test_an_index_with_a_login(index: Faulty, workspace: Workspace, monkeypatch:
     """The usual form of a company's index; the login goes to its files as well, and into no message."""
     index.login = "Basic bWU6czNjcmV0"
     address = index.url.replace("//", "//me:s3cret@")
-    monkeypatch.setattr(datasets, "_index", lambda _workspace: f"{address}/simple")
+    monkeypatch.setattr(datasets, "_index", lambda _python: f"{address}/simple")
     assert datasets.ensure("book", workspace, lambda _text: None).read_bytes() == TEXT
     assert index.logins == [index.login] * 2
 
@@ -169,7 +169,7 @@ def test_a_login_stays_with_its_host(index: Faulty, workspace: Workspace, monkey
         page = json.dumps({"files": [{"filename": FILE, "url": f"{other.url}/files/{FILE}"}]}).encode()
         index.files["/simple/thing/"] = ("application/json", page)
         address = index.url.replace("//", "//me:s3cret@")
-        monkeypatch.setattr(datasets, "_index", lambda _workspace: f"{address}/simple")
+        monkeypatch.setattr(datasets, "_index", lambda _python: f"{address}/simple")
         assert datasets.ensure("book", workspace, lambda _text: None).read_bytes() == TEXT
         assert other.logins == [""]
 
@@ -193,4 +193,4 @@ def test_the_index_is_the_one_that_pip_uses(
     workspace.env.parent.mkdir(parents=True)
     workspace.env.symlink_to(env_python.parents[1])
     monkeypatch.setenv("PIP_INDEX_URL", "http://index.invalid/simple/")
-    assert datasets._index(workspace) == "http://index.invalid/simple"
+    assert datasets._index(str(workspace.python)) == "http://index.invalid/simple"

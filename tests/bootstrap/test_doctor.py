@@ -291,7 +291,7 @@ def test_text_and_json_hold_the_same_findings(healthy: Tiny, fault: Callable[[Ti
     if fault:
         marks = [line[2] for line in text.out.splitlines() if line[:2] == "  " and line[2:3].strip()]
         assert marks[0] == "✗", "failures come first"
-        assert text.out.rstrip().endswith("`ucllm doctor --fix`")
+        assert text.out.rstrip().endswith(f"`ucllm doctor --fix --workspace {healthy.workspace}`")
 
 
 @pytest.mark.parametrize("answer", ["y\n", "n\n"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 from bootstrap.facts import CondaFacts, Dist, EnvFacts, Facts, MachineFacts, Torch
 from bootstrap.facts import conda as conda_facts
 from bootstrap.facts import env as env_facts
+from bootstrap.facts.answer import MARK, said
 from bootstrap.facts.env import PROBE
 from bootstrap.findings import Finding
 from bootstrap.journal import Journal, Recorder, fixes, undo
@@ -245,12 +245,12 @@ def test_requirements_without_extras(healthy: Tiny) -> None:
 def test_a_conda_environment_is_one_by_its_metadata(tmp_path: Path) -> None:
     """A base Python with ``conda-meta`` beside it, as conda makes them; here a copy of the probe's question only."""
     base = Path(sys.base_prefix)
-    code = f"import sys; sys.argv = ['probe']; sys.prefix = sys.base_prefix = {str(tmp_path)!r}\n"
+    code = f"import sys; sys.argv = ['probe', {MARK!r}]; sys.prefix = sys.base_prefix = {str(tmp_path)!r}\n"
     code += f"exec(compile(open({str(PROBE)!r}).read(), 'probe', 'exec'), {{'__name__': '__main__'}})"
     (tmp_path / "conda-meta").mkdir()
     (tmp_path / "conda-meta" / "python-3.9.18-h1_0.json").touch()
     done = subprocess.run([base / "bin" / "python3", "-Ic", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["kind"] == "conda"
+    assert said(done.stdout)[0]["kind"] == "conda"
     assert conda_facts.packages(tmp_path) == {"python": "3.9.18=h1_0"}
 
 
@@ -353,8 +353,8 @@ def test_the_user_site_counts_where_python_would_use_it(tmp_path: Path, shut: bo
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 9.9\n", encoding="utf-8")
     variables = {**os.environ, "PYTHONUSERBASE": str(tmp_path), "PYTHONNOUSERSITE": "1" if shut else ""}
-    done = subprocess.run([base, "-I", PROBE], env=variables, capture_output=True, text=True, check=True)
-    answer = json.loads(done.stdout)
+    done = subprocess.run([base, "-I", PROBE, MARK], env=variables, capture_output=True, text=True, check=True)
+    (answer,) = said(done.stdout)
     assert answer["user_site"] == ("" if shut else str(user))
     assert answer["user_dists"] == ({} if shut else {"numpy": "9.9"})
     assert answer["dists"].get("numpy", [""])[0] != "9.9"

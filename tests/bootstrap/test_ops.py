@@ -110,7 +110,7 @@ def test_deepspeed_remedy_is_the_build_command() -> None:
     assert found.remedy
     assert found.remedy.commands[0].startswith("DS_BUILD_OPS=1 DS_BUILD_EVOFORMER_ATTN=0 DS_BUILD_SPARSE_ATTN=0 ")
     assert found.remedy.commands[0].endswith(" deepspeed==0.12.4")
-    assert not found.remedy.automatic
+    assert found.remedy.automatic
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,8 @@ def test_deepspeed_without_ops_is_judged_by_its_version_alone() -> None:
     assert found.status == OK
     other = _check("ops.deepspeed", _with("env.dists.deepspeed", f.Dist("0.14.0")), profile)
     assert other.remedy
-    assert "DS_BUILD" not in other.remedy.commands[0]
+    # Said, because the user's shell may say otherwise.
+    assert other.remedy.commands[0].startswith("DS_BUILD_OPS=0 ")
 
 
 def test_apex() -> None:

@@ -175,9 +175,9 @@ def test_a_disk_that_fills_up_is_no_crash(healthy: Tiny) -> None:
     for path in healthy.site.glob("beta*"):
         path.rename(healthy.root / path.name)
     healthy.patch = (
-        "import bootstrap.runner\n"
+        "import bootstrap.mend\n"
         "def full(self, **entry): raise OSError(28, 'No space left on device', '/some/journal')\n"
-        "bootstrap.runner.Journal.write = full"
+        "bootstrap.mend.Journal.write = full"
     )
     outcome = healthy.setup()
     assert outcome.code == 10

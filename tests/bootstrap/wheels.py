@@ -9,17 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def build(folder: Path, name: str, version: str, *, command: str = "", text: str = "", code: str = "") -> Path:
+def build(
+    folder: Path, name: str, version: str, *, command: str = "", text: str = "", code: str = "", requires: str = ""
+) -> Path:
     """A wheel with one module and, with ``command``, one console script. ``text`` changes its bytes, not its name.
 
-    ``code`` is added to the module.
+    ``code`` is added to the module, ``requires`` is one requirement.
     """
     info = f"{name}-{version}.dist-info"
+    needs = f"Requires-Dist: {requires}\n" if requires else ""
     # torch says in a file of its own what it was built for.
     stem = "torch/__init__" if name == "torch" else name
     content = {
         f"{stem}.py": f'"""{name} {version}. {text}"""\n\n\ndef main() -> None:\n    print("{name} {version}")\n{code}',
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: ucllm-tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     if name == "torch":

@@ -14,7 +14,17 @@ from pipeline.stages import STAGES
 from tests.bootstrap.conftest import Tiny
 from tests.conftest import REPOSITORY, UCLLM, cli_environment
 
-COMMANDS = [[], ["setup"], ["doctor"], ["train"], ["train", "all"], *(["train", info.name] for info in STAGES)]
+COMMANDS = [
+    [],
+    ["setup"],
+    ["doctor"],
+    ["run"],
+    ["shell"],
+    ["status"],
+    ["train"],
+    ["train", "all"],
+    *(["train", info.name] for info in STAGES),
+]
 HEAVY = {"rich", "yaml", "pydantic", "httpx", "asyncio", "torch", "psutil", "numpy", "packaging", "tarfile"}
 
 

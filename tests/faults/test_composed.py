@@ -9,7 +9,7 @@ import pytest
 
 from bootstrap import facts as f
 from bootstrap import profiles, requirements, runner
-from bootstrap.findings import FAIL, OK, SKIPPED, UNKNOWN, WARN
+from bootstrap.findings import BLOCKED, FAIL, OK, SKIPPED, UNKNOWN, WARN
 from bootstrap.requirements import SMOKE
 from tests.faults.synthetic import ENV, GB, SITE, SUFFIX, WORKSPACE, changed, l4_node
 
@@ -194,3 +194,11 @@ def test_a_fault_gives_its_own_finding(name: str) -> None:
     statuses = _statuses(facts)
     wrong = {item: found for item, found in statuses.items() if found in (FAIL, WARN, UNKNOWN)}
     assert wrong == {wanted: status}
+
+
+def test_without_git_the_checkouts_wait() -> None:
+    facts = changed(l4_node(profiles.load("gcp-2024.02")), "tools.programs", _without("git"))
+    statuses = _statuses(facts)
+    assert {item: found for item, found in statuses.items() if item.startswith("source.")} == dict.fromkeys(
+        ("source.megatron", "source.apex", "source.llm-jp-sft"), BLOCKED
+    )

@@ -1,0 +1,145 @@
+"""What the wheels that are compiled here share: for which GPUs, with how many compilers, made from what."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from bootstrap import wheels
+from bootstrap.facts import Facts
+from bootstrap.findings import Remedy
+from bootstrap.profiles import Profile
+from bootstrap.requirements import Action, Doing
+from bootstrap.requirements.env_packages import pip_environment
+from bootstrap.requirements.machine_disk import GB
+from bootstrap.wheels import Build
+from bootstrap.workspace import Workspace
+from pipeline.i18n import _
+
+#: The part of the available memory that compilers may fill; the rest is for everything else.
+MEMORY_SHARE = 0.9
+#: What must hold before a compiler is started: a build that fails after an hour fails late.
+GUARDS = (
+    "machine.compiler",
+    "machine.memory",
+    "machine.disk",
+    "machine.disk-tmp",
+    "machine.python-headers",
+    "env.nvcc",
+    "env.cuda-match",
+    "env.packages",
+)
+
+
+def capabilities(profile: Profile, facts: Facts) -> tuple[str, ...]:
+    """The GPUs to compile for: those that are here, else the profile's declared one."""
+    if profile.cuda is None:
+        return ()
+    here = {gpu.capability for gpu in facts.gpu.devices if gpu.capability}
+    declared = {profile.gpu.capability} if profile.gpu else set()
+    return tuple(sorted(here or declared))
+
+
+def fit(profile: Profile, facts: Facts) -> int | None:
+    """How many compilers the available memory holds; ``None`` if it could not be read."""
+    available = facts.machine.memory_available
+    if available is None:
+        return None
+    return max(1, int(available * MEMORY_SHARE / (profile.machine.memory_gb_per_job * GB)))
+
+
+def jobs(profile: Profile, facts: Facts) -> tuple[int, str]:
+    """How many compilers to start, and why so many. A ``MAX_JOBS`` of the user's is theirs to know."""
+    given = facts.machine.variables.get("MAX_JOBS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given), f"MAX_JOBS={given}"
+    cores, room = facts.machine.cores or 1, fit(profile, facts)
+    if room is not None and room < cores:
+        return room, _("memory for {jobs}, of {cores} cores").format(jobs=room, cores=cores)
+    return cores, _("one for each core")
+
+
+def variables(profile: Profile, facts: Facts) -> dict[str, str]:
+    """What a build is told: how many compilers, for which GPU. One architecture at a time needs one nvcc thread."""
+    told = {"MAX_JOBS": str(jobs(profile, facts)[0])}
+    found = capabilities(profile, facts)
+    if found:
+        told |= {"TORCH_CUDA_ARCH_LIST": ";".join(found), "NVCC_THREADS": "1"}
+    return told
+
+
+def made_from(profile: Profile, facts: Facts, source: str, flags: str = "") -> dict[str, str]:
+    """What decides whether a compiled package still fits: its source, and what it was compiled against."""
+    torch = facts.env.torch
+    return {
+        "source": source,
+        "Python": facts.env.minor,
+        "torch": torch.version if torch else "",
+        "CUDA": torch.cuda if torch else "",
+        "GPU": " ".join(capabilities(profile, facts)),
+        "flags": flags,
+    }
+
+
+def compiled_by(facts: Facts) -> dict[str, str]:
+    """What else decides what comes out: another machine's wheel must not be taken for this one's."""
+    programs = facts.tools.programs
+    found = {name: programs[name].version if name in programs else "" for name in ("g++", "nvcc")}
+    # DeepSpeed compiles with -march=native: op_builder/builder.py, cpu_arch.
+    return {**found, "machine": facts.machine.machine, "processor": facts.machine.cpu, "libc": facts.machine.libc}
+
+
+def plan(requirement_id: str, build: Build, profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
+    """Compile the wheel, unless it was compiled before, and install it."""
+    python, log = Path(facts.env.interpreter), workspace.state / "logs" / f"{requirement_id}.txt"
+    found = wheels.cached(build)
+
+    def compile_it(doing: Doing) -> None:
+        # pip's settings too: a mirror, a cache of one's own.
+        wheels.build(build, workspace, log, doing, pip_environment(workspace, build.name))
+
+    def install(doing: Doing) -> None:
+        wheel = wheels.build(build, workspace, log, doing, pip_environment(workspace, build.name))
+        wheels.install(wheel, workspace, log, pip_environment(workspace))
+
+    actions = []
+    if found is None:
+        details = "; ".join(_details(build, *jobs(profile, facts)))
+        text = _("Build {name} ({details})") if details else _("Build {name}")
+        text = text.format(name=build.name, details=details)
+        actions.append(Action(text, (build.command(python, build.folder),), compile_it, background=True))
+    text = _("Install the built {name}") if found is None else _("Install {name}, built before, from the cache")
+    command = shlex.join(wheels.install_argv(python, found or build.folder))
+    if found is None:  # the wheel's name is known once it is built
+        command += "/*.whl"
+    actions.append(Action(text.format(name=build.name), (command,), install))
+    return actions
+
+
+def remedy(text: str, build: Build, facts: Facts) -> Remedy:
+    """The same by hand, in one command."""
+    needs = ("network",) if build.source else ()
+    return Remedy(text, (build.by_hand(Path(facts.env.interpreter)),), automatic=True, needs=needs)
+
+
+def _details(build: Build, count: int, why: str) -> list[str]:
+    compiled = "MAX_JOBS" in build.variables
+    details = [_("{count} compilers: {why}").format(count=count, why=why)] if compiled else []
+    if build.inputs.get("GPU"):
+        details.append(_("for compute capability {which}").format(which=build.inputs["GPU"]))
+    seconds = wheels.last_seconds(build.name)
+    if seconds is not None:
+        details.append(_("took {seconds} s the last time").format(seconds=round(seconds)))
+    return details
+
+
+def sdist(profile: Profile, name: str) -> tuple[str, tuple[str, ...]]:
+    """A source distribution of the profile: what identifies it, and what pip is given. Its lock has its name."""
+    lock = profile.folder / f"{name}.lock"
+    return profile.digests.get(lock.name, ""), ("--require-hashes", "-r", str(lock))
+
+
+def flags(options: Mapping[str, str]) -> str:
+    """Build flags as one text."""
+    return " ".join(f"{name}={value}" for name, value in options.items())
