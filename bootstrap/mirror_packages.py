@@ -56,7 +56,7 @@ class Collector:
         """torch as setup tries it: the CPU wheel from the index, then from PyTorch's, else the default wheel."""
         torch = self.profile.torch
         assert torch is not None  # noqa: S101  the caller has looked
-        for options in ((), ("--find-links", torch.cpu_index, "--retries", "0", "--timeout", "10")):
+        for options in ((), ("--find-links", torch.index, "--retries", "0", "--timeout", "10")):
             try:
                 return self.wheels(self.profile.folder / torch.lock, python, *options)
             except UcllmError as error:

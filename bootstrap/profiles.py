@@ -28,15 +28,18 @@ class Pin:
 
 @dataclass(frozen=True)
 class TorchSource:
-    """Where torch comes from: the CPU wheel by ``lock``, else the index's default wheel by ``default_lock``."""
+    """Where torch comes from: the wheels of ``lock``, which only PyTorch's own ``index`` may have.
+
+    Else the wheels of ``default_lock`` that every package index offers, where those will do: they cost more.
+    """
 
     lock: str
-    default_lock: str
-    #: An index that serves the CPU wheels, tried when the configured one does not.
-    cpu_index: str
+    #: PyTorch's own list of wheels, looked at when the configured index has none of them.
+    index: str
+    default_lock: str = ""
     #: What the default wheel and its own dependencies cost.
-    default_download_gb: float
-    default_disk_gb: float
+    default_download_gb: float = 0
+    default_disk_gb: float = 0
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bootstrap import activation, host
+from bootstrap import activation, host, mirror
 from bootstrap.requirements import Doing
 from bootstrap.workspace import Workspace
 from pipeline.errors import UcllmError
@@ -112,6 +112,7 @@ def build(wanted: Build, workspace: Workspace, log: Path, doing: Doing, environm
 
     ``environment`` is pip's: where it looks for a source distribution, and where it keeps what it fetched.
     """
+    mirror.fetch_built(workspace, wanted.folder)
     found = cached(wanted)
     if found is not None:
         return found

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -57,16 +56,6 @@ def emit(report: Report, *, as_json: bool, text: Callable[[Mapping[str, Any]], s
             click.echo(style(_("error:"), "red", err=True) + " " + problem.message, err=True)
             if problem.hint:
                 click.echo(style(_("hint:"), "cyan", err=True) + " " + problem.hint, err=True)
-
-
-@contextlib.contextmanager
-def readers_may_leave() -> Iterator[None]:
-    """Print to a reader who may go away (`ucllm doctor | head`): no failure of ours, and no other exit code."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def style(text: str, color: str, *, err: bool = False) -> str:

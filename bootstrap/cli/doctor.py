@@ -73,10 +73,12 @@ def command(
         raise UcllmError("usage", what, hint=_("Leave out --fix and --save-facts."))
     tier = SMOKE if smoke else DEEP if deep else QUICK
     everything = save_facts is not None
-    work = _open(workspace, profile, mirror, facts_file, only, skip, tier, as_json=as_json, everything=everything)
     if save_facts:
         from bootstrap.facts import files
 
+        files.require_place(save_facts)
+    work = _open(workspace, profile, mirror, facts_file, only, skip, tier, as_json=as_json, everything=everything)
+    if save_facts:
         files.save(work.facts, save_facts)
     findings = work.findings()
     code = runner.exit_code(findings, strict=strict)

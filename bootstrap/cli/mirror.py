@@ -118,12 +118,11 @@ def _with_hints(folder: Path, index: mirror.Index, problems: Sequence[Problem]) 
     profile = min(index.profiles, default="NAME")
     create = f"`ucllm mirror create {shlex.quote(str(folder))} --profile {shlex.quote(profile)}`"
     complete = _("Complete it where the network can be reached: {command}.").format(command=create)
-    hints = {item.code == "mirror.unknown": item for item in problems}
-    last = {id(hints[kind]): kind for kind in hints}
-    texts = {True: _("Move away what is not in the index."), False: complete}
-    return tuple(
-        dataclasses.replace(item, hint=texts[last[id(item)]]) if id(item) in last else item for item in problems
-    )
+    hints = {True: _("Move away what is not in the index."), False: complete}
+    told = []
+    for item in reversed(problems):
+        told.append(dataclasses.replace(item, hint=hints.pop(item.code == "mirror.unknown", "")))
+    return tuple(reversed(told))
 
 
 def _pythons(profile: Profile, asked: tuple[str, ...]) -> list[str]:

@@ -16,7 +16,7 @@ import click
 
 from bootstrap import host, mend, profiles, requirements, runner
 from bootstrap import workspace as workspaces
-from bootstrap.cli.base import Chosen, Report, choose_profile, finish, readers_may_leave
+from bootstrap.cli.base import Chosen, Report, choose_profile, finish
 from bootstrap.facts import Facts
 from bootstrap.facts.collect import TIMEOUTS_S, collect
 from bootstrap.findings import BLOCKED, FAIL, OK, SKIPPED, UNKNOWN, Finding
@@ -136,8 +136,7 @@ class Choice:
         line = text.format(profile=self.profile.name, reason=self.chosen.reason, workspace=self.workspace.root)
         if self.workspace.mirror:
             line += _(", mirror {mirror}").format(mirror=shown(self.workspace.mirror))
-        with readers_may_leave():
-            click.echo(line)
+        click.echo(line)
 
 
 def choose(workspace: Path | None, profile: str | None, mirror: str | None = None) -> Choice:

@@ -157,9 +157,10 @@ def _deepspeed() -> "dict[str, object] | None":
         except (SyntaxError, ValueError):
             pass  # what was read until there counts
         libraries = []
-        for where, folders, files in os.walk(os.path.join(folder, "ops")):
-            folders[:] = [name for name in folders if name not in ("csrc", "__pycache__")]
-            libraries += [os.path.join(where, name) for name in files if name.endswith(".so")]
+        for part in ("ops", os.path.join("inference", "v2")):  # where op_builder puts them
+            for where, folders, files in os.walk(os.path.join(folder, part)):
+                folders[:] = [name for name in folders if name not in ("csrc", "__pycache__")]
+                libraries += [os.path.join(where, name) for name in files if name.endswith(".so")]
         built = values.get("torch_info") or {}
         return {
             "version": str(values.get("version", "")),

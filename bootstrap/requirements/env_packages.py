@@ -68,6 +68,11 @@ def compare(profile: Profile, facts: Facts) -> tuple[list[str], list[str], list[
     return missing, different, broken
 
 
+def inputs(profile: Profile, _facts: Facts) -> dict[str, str]:
+    """What the packages were, or would be, installed from."""
+    return {name: profile.digests[name] for name in dict.fromkeys(pin.lock for pin in profile.pins)}
+
+
 def shorten(names: list[str]) -> str:
     """The first few names, and how many more there are."""
     more = len(names) - SHOWN
@@ -156,16 +161,17 @@ def aside(workspace: Workspace, broken: list[str]) -> Action:
 def _install_torch(
     profile: Profile, torch: TorchSource, workspace: Workspace, log: Path, say: Callable[[str], None]
 ) -> None:
-    """The CPU wheel from where pip is configured to look, else from the CPU index, else the default wheel.
+    """The wheels from where pip is configured to look, else from PyTorch's own list, else the default wheels, if any.
 
     Only «there is no such wheel here» leads to the next source; a wheel with another hash is an error at once. With a
     mirror nothing is looked for elsewhere.
     """
     python, env = workspace.python, pip_environment(workspace)
     lock = profile.folder / torch.lock
-    cpu_index = ("--find-links", torch.cpu_index, "--retries", "0", "--timeout", "10")
-    places = ((_("the configured package index"), ()), (_("PyTorch's index of CPU wheels"), cpu_index))
-    for where, options in ((_("the mirror"), ()),) if workspace.mirror else places:
+    theirs = ("--find-links", torch.index, "--retries", "0", "--timeout", "10")
+    places = ((_("the configured package index"), ()), (_("PyTorch's own list of wheels"), theirs))
+    tried = ((_("the mirror"), ()),) if workspace.mirror else places
+    for number, (where, options) in enumerate(tried, 1):
         before = log.stat().st_size if log.exists() else 0
         try:
             _run(pip(python, lock, *options), workspace, log, env)
@@ -173,10 +179,11 @@ def _install_torch(
             with log.open(encoding="utf-8", errors="replace") as stream:
                 stream.seek(before)
                 said = stream.read()
-            if "No matching distribution found" not in said:
+            last = number == len(tried) and not torch.default_lock
+            if last or "No matching distribution found" not in said:
                 raise
         else:
-            say(_("torch: CPU wheel from {where}").format(where=where))
+            say(_("torch: from {where}").format(where=where))
             return
     say(
         _(
@@ -208,5 +215,6 @@ REQUIREMENT = Requirement(
     check,
     plan,
     needs=("env.python",),
-    reads=("env",),
+    inputs=inputs,
+    reads=("env", "journal"),
 )

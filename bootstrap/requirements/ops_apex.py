@@ -74,5 +74,5 @@ REQUIREMENT = Requirement(
     needs=("env.torch",),
     fix_needs=(*_compile.GUARDS, "source.apex"),
     inputs=inputs,
-    reads=("binaries", "env", "journal"),
+    reads=("binaries", "env", "gpu", "journal", "machine", "tools"),
 )

@@ -45,6 +45,13 @@ def _problem(ops: Sequence[str], built: Deepspeed, facts: Facts, evidence: list[
         return warn(text.format(names=", ".join(missing)), evidence)
     if missing:
         return fail(_("Ops that are not built: {names}.").format(names=", ".join(missing)), evidence, remedy)
+    gone = [op for op in ops if built.installed.get(op) and not _library(op, built.libraries)]
+    if gone:
+        return fail(
+            _("Ops that were built, and whose libraries are gone: {names}.").format(names=", ".join(gone)),
+            evidence,
+            remedy,
+        )
     torch = facts.env.torch
     if torch is None or not built.torch:
         return unknown(_("It cannot be told for which torch the ops were built."), evidence, remedy)
@@ -58,6 +65,12 @@ def _problem(ops: Sequence[str], built: Deepspeed, facts: Facts, evidence: list[
         evidence += foreign
         return fail(_("Some ops were built for another Python."), evidence, remedy)
     return _extension.abi(built.libraries, facts, evidence, remedy)
+
+
+def _library(op: str, libraries: Sequence[str]) -> bool:
+    """Whether one of them is the op's: op_builder of 0.12.4, ``absolute_name`` (one of them lacks a dot)."""
+    names = {f"{op}_op", op, f"kernels{op}"}
+    return any(path.rpartition("/")[2].partition(".")[0] in names for path in libraries)
 
 
 def table(ops: Sequence[str], built: Deepspeed) -> list[str]:
@@ -139,5 +152,5 @@ REQUIREMENT = Requirement(
     needs=("env.torch",),
     fix_needs=_compile.GUARDS,
     inputs=inputs,
-    reads=("binaries", "env", "journal", "tools"),
+    reads=("binaries", "env", "gpu", "journal", "machine", "tools"),
 )

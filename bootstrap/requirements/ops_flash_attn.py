@@ -62,5 +62,5 @@ REQUIREMENT = Requirement(
     needs=("env.torch",),
     fix_needs=(*_compile.GUARDS, "machine.gpu-arch"),
     inputs=inputs,
-    reads=("binaries", "env", "journal"),
+    reads=("binaries", "env", "gpu", "journal", "machine", "tools"),
 )

@@ -205,3 +205,17 @@ def relocate(workspace: Path, copy: Tiny) -> None:
     for path in (*(copy.env / "bin").iterdir(), copy.env / "pyvenv.cfg"):
         if not path.is_symlink():
             path.write_bytes(path.read_bytes().replace(there, here))
+
+
+@pytest.fixture(scope="session")
+def step_0(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of Step 0 made once for all workers: the profile of stand-ins, its channel, and its workspace; read only."""
+    from tests.bootstrap import whole
+
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "step-0"
+    with one_worker_at_a_time(base.parent / "step-0.lock"):
+        if not (root / "said.json").exists():
+            shutil.rmtree(root, ignore_errors=True)
+            whole.finish(root)
+    return root

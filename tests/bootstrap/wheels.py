@@ -69,7 +69,7 @@ locks = ["requirements.lock"]
 [torch]
 lock = "torch.lock"
 default_lock = "torch-default.lock"
-cpu_index = "{cpu_index}"
+index = "{cpu_index}"
 default_download_gb = 2.7
 default_disk_gb = 4.6
 """

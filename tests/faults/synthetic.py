@@ -143,6 +143,7 @@ def l4_node(profile: Profile) -> f.Facts:
         ),
         deep=f.DeepFacts(
             checked=30_000,
+            conda_checked=40_000,
             imports=dict.fromkeys(("torch", "transformers", "deepspeed", "apex", "flash_attn"), ""),
             device_code={files[0]: ("sm_80", "sm_86", "sm_89") for files in extensions.values()},
         ),

@@ -66,6 +66,12 @@ FAULTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "broken environment": ("env.python", FAIL, {"env": f.EnvFacts(ENV, "broken", error="no such file")}),
     "another Python": ("env.python", FAIL, {"env.version": "3.11.5"}),
     "conda package missing": ("env.conda-packages", FAIL, {"conda.packages": _without("pytorch-cuda")}),
+    "conda package that setup resolved is missing": (
+        "env.conda-packages",
+        FAIL,
+        {"conda.solution": {"mkl": "2023.1.0=h213fc3f_46344"}},
+    ),
+    "conda packages resolved for an older profile": ("env.conda-packages", FAIL, {"conda.solution_stale": True}),
     "conda package of another version": ("env.conda-packages", FAIL, {"conda.packages.pytorch": "2.1.0=py3.9_cpu_0"}),
     "hook deleted": ("env.hooks", FAIL, {"conda.hooks": lambda hooks: hooks[1:]}),
     "hook with CRLF": ("env.hooks", FAIL, {"conda.hooks.0.text": lambda text: text.replace("\n", "\r\n")}),
@@ -161,6 +167,11 @@ FAULTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
         {"data.recipe.global_batch": 255, "data.recipe.micro_batch": 2},
     ),
     "torch does not import": ("env.imports", FAIL, {"deep.imports.torch": "ImportError: libcudart.so.11.0"}),
+    "a conda package's file changed": (
+        "env.conda-files",
+        FAIL,
+        {"deep.conda_changed": {"pytorch": (f"{SITE}/torch/version.py",)}},
+    ),
     "a file changed": ("env.files", FAIL, {"deep.changed": {"trl": ("trl/__init__.py",)}}),
     "no code for this GPU": (
         "ops.device-code",

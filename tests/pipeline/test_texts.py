@@ -158,7 +158,9 @@ def test_files_that_cannot_be_read_are_all_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"plain", gzip.compress(b"line\n" * 1000)[:-9], gzip.compress(b"x")[:10] + b"\xff" * 20]
+    "content",
+    [b"plain", gzip.compress(b"line\n" * 1000)[:-9], gzip.compress(b"x")[:10] + b"\xff" * 20],
+    ids=["plain", "truncated", "damaged"],  # compressed bytes hold the time: they are no names for tests
 )
 def test_a_damaged_gzip_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.txt.gz"
