@@ -83,8 +83,10 @@ def output(argv: Sequence[str], *, env: Mapping[str, str], timeout_s: float) -> 
         return answer.read()
 
 
-def run_logged(argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> None:
+def run_logged(argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, exact: bool = False) -> None:
     """Run a long command, its output appended to ``log``. Raises :class:`UcllmError` with the log's end if it fails.
+
+    ``env`` is added to this process's variables, or with ``exact`` is all there is.
 
     It is stopped, with all it started, when this process is interrupted, and also when it is killed: see
     :mod:`bootstrap.guard`.
@@ -95,7 +97,7 @@ def run_logged(argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None 
         output.flush()
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *argv],
-            env={**os.environ, **(env or {})},
+            env=dict(env or {}) if exact else {**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

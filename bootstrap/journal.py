@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -109,7 +110,9 @@ class Recorder:
         path.chmod(mode)
 
     def _write(self, **entry: Any) -> None:
-        self.journal.write(fix=self.fix, requirement=self.requirement, **entry)
+        # Paths are absolute: in a copy of the workspace they would be the other one's.
+        root = str(self.journal.workspace.root)
+        self.journal.write(fix=self.fix, requirement=self.requirement, workspace=root, **entry)
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,8 @@ def fixes(journal: Journal) -> list[Fix]:
     """The fixes in the journal, oldest first."""
     grouped: dict[int, list[dict[str, Any]]] = {}
     for entry in journal.read():
-        grouped.setdefault(entry["fix"], []).append(entry)
+        if entry.get("workspace", str(journal.workspace.root)) == str(journal.workspace.root):
+            grouped.setdefault(entry["fix"], []).append(entry)
     return [
         Fix(
             number,
@@ -185,7 +189,7 @@ def latest(journal: Journal) -> list[Latest]:
         known.append(entry)
     found = []
     for name, entries in last.items():
-        seconds = [entry["seconds"] for entry in entries if isinstance(entry.get("seconds"), (int, float))]
+        seconds = [entry["seconds"] for entry in entries if _is_number(entry.get("seconds"))]
         newest = entries[::-1]
         found.append(
             Latest(
@@ -199,6 +203,10 @@ def latest(journal: Journal) -> list[Latest]:
             )
         )
     return sorted(found, key=lambda item: item.fix)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _moves(entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Path, Path]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bootstrap.facts import Facts
-from bootstrap.findings import FAIL, OK, WARN, Finding
+from bootstrap.findings import FAIL, WARN, Finding
 from bootstrap.journal import Journal, Recorder
 from bootstrap.profiles import Profile
 from bootstrap.requirements import QUICK, Action, Requirement
@@ -119,21 +119,20 @@ class _Mender:
                 self.say(build.requirement, None, _("waiting for {id}, which is still being built").format(id=name))
             build.thread.join()
 
-    def _check(self, requirement: Requirement, *, just_made: bool = False) -> Finding:
-        return check(requirement, self.profile, self.facts, self.findings, self.tier, just_made=just_made)
+    def _check(self, requirement: Requirement) -> Finding:
+        return check(requirement, self.profile, self.facts, self.findings, self.tier)
 
     def _fix(self, requirement: Requirement, actions: Sequence[Action]) -> None:
         journal = Journal(self.workspace)
         fix = journal.next_fix()
+        made_from = requirement.inputs(self.profile, self.facts) if requirement.inputs else None
         self.done += act(journal, fix, requirement, actions, self.say)
+        if made_from is not None:  # at once: killed after this, it must not pass for made by hand
+            journal.write(fix=fix, requirement=requirement.id, status="made", inputs=dict(made_from))
         self.facts = self.collect()
-        finding = self._check(requirement, just_made=True)
-        self.findings[requirement.id] = finding
+        finding = self.findings[requirement.id] = self._check(requirement)
         if finding.status == FAIL:
             self.still.append(requirement.id)
-        elif finding.status in (OK, WARN) and requirement.inputs is not None:
-            made_from = dict(requirement.inputs(self.profile, self.facts))
-            journal.write(fix=fix, requirement=requirement.id, status="made", inputs=made_from)
 
 
 class _Build:

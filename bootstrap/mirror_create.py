@@ -246,7 +246,7 @@ class _Maker:
         """Wheels compiled on this machine for this GPU, or for none."""
         capability = capability_of(target_gpu)
         entries = []
-        for record in sorted(wheels.cache_folder().glob("*/build.json")):
+        for record in sorted(wheels.caches(self.folder)[0].glob("*/build.json")):
             told = json.loads(record.read_text(encoding="utf-8"))
             inputs, wheel = told["inputs"], record.parent / told["wheel"]
             if record.parent.suffix == ".part" or inputs.get("Python") not in pythons:

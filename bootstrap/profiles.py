@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import platform
 import re
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,7 +226,7 @@ def load(name: str) -> Profile:
     :class:`UcllmError` for an unknown name and for a file that is no profile.
     """
     if "/" in name:
-        folder = Path(name).expanduser().absolute()
+        folder = Path(os.path.expanduser(name)).absolute()  # noqa: PTH111  Path's own raises for an unknown user
         return _load(str(folder), folder)
     if name not in profile_names():
         raise UcllmError(
@@ -237,17 +239,48 @@ def load(name: str) -> Profile:
 
 def _load(name: str, folder: Path) -> Profile:
     path = folder / "profile.toml"
-    if not path.is_file():
-        raise UcllmError("profile.unknown", _("There is no profile in {folder}.").format(folder=folder), str(path))
     try:
-        return _read(name, folder)
-    except (KeyError, TypeError, OSError) as error:
+        if not path.is_file():
+            raise UcllmError("profile.unknown", _("There is no profile in {folder}.").format(folder=folder), str(path))
+        data = load_toml(path)
+        wrong = _wrong(data)
+        if wrong:
+            raise UcllmError("profile.invalid", _("{path} is not a profile.").format(path=path), "; ".join(wrong))
+        return _read(name, folder, data)
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         why = _("{key} is missing").format(key=error) if isinstance(error, KeyError) else str(error)
         raise UcllmError("profile.invalid", _("{path} is not a profile.").format(path=path), why) from error
 
 
-def _read(name: str, folder: Path) -> Profile:
-    data = load_toml(folder / "profile.toml")
+#: What every profile says, and as what.
+_KEYS = {"description": str, "recipe": str, "engines": dict, "requirements": list, "python": dict}
+
+
+def _wrong(data: Mapping[str, Any]) -> list[str]:
+    """What is not as a profile has it: keys, their kinds, and requirements that there are not."""
+    wrong = [_("{key} is missing").format(key=key) for key in _KEYS if key not in data]
+    kinds = {**_KEYS, "optional": list, "packages": dict, **dict.fromkeys(("conda", "sources", "windows"), dict)}
+    for key, kind in kinds.items():
+        if key in data and not isinstance(data[key], kind):
+            wrong.append(_("{key}: {value} is of another kind").format(key=key, value=repr(data[key])))
+    if wrong:
+        return wrong
+    versions = data["python"].get("versions")
+    if not isinstance(versions, list) or not all(
+        isinstance(item, str) and re.fullmatch(r"3\.\d+", item) for item in versions
+    ):
+        wrong.append(_("{key}: {value} is of another kind").format(key="python.versions", value=repr(versions)))
+    here = Path(__file__).parent / "requirements"
+    for item in (*data["requirements"], *data.get("optional", ())):
+        named = isinstance(item, str) and re.fullmatch(r"[a-z]+\.[a-z0-9-]+", item)
+        if not named or not (here / f"{item.replace('.', '_').replace('-', '_')}.py").is_file():
+            wrong.append(_("there is no requirement {name}").format(name=repr(item)))
+    if not data["requirements"]:
+        wrong.append(_("{key} is missing").format(key="requirements"))
+    return wrong
+
+
+def _read(name: str, folder: Path, data: Mapping[str, Any]) -> Profile:
     torch = _table(TorchSource, data, "torch")
     packages = data.get("packages", {})
     locks = [*packages.get("locks", ()), *([torch.lock] if torch else [])]
@@ -286,6 +319,15 @@ def _table(kind: Callable[..., T], data: Mapping[str, Any], name: str) -> T | No
     """A table of the profile as its dataclass, lists as tuples; ``None`` if the profile has none."""
     if name not in data:
         return None
+    if not isinstance(data[name], dict):
+        raise TypeError(_("{key}: {value} is of another kind").format(key=name, value=repr(data[name])))
+    hints = typing.get_type_hints(kind)
+    for key, value in data[name].items():
+        plain = hints.get(key)
+        allowed = (int, float) if plain is float else (plain,)
+        if key not in hints or (plain in (str, int, float, bool) and type(value) not in allowed):
+            told = _("{key}: {value} is of another kind") if key in hints else _("{key} is not known")
+            raise TypeError(told.format(key=f"{name}.{key}", value=repr(value)))
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in data[name].items()})
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from bootstrap.facts import Facts
 from bootstrap.findings import BAD, BLOCKED, FAIL, OK, SKIPPED, UNKNOWN, WARN, Finding, Remedy, fail, unknown
@@ -34,13 +35,8 @@ def check(
     facts: Facts,
     before: Mapping[str, Finding],
     tier: str,
-    *,
-    just_made: bool = False,
 ) -> Finding:
-    """One requirement's finding, given those of the requirements before it.
-
-    What was ``just_made`` is not compared with what the journal says an earlier one was made from.
-    """
+    """One requirement's finding, given those of the requirements before it."""
     if TIERS.index(requirement.tier) > TIERS.index(tier):
         return Finding(requirement.id, SKIPPED, _("only with --{tier}").format(tier=requirement.tier))
     blockers = waits_for(requirement.needs, before)
@@ -56,7 +52,7 @@ def check(
     elif absent:
         finding = unknown(_("The facts hold nothing about it."), tuple(absent))
     else:
-        finding = _within_limit(requirement, profile, facts, just_made=just_made)
+        finding = _within_limit(requirement, profile, facts)
     status = finding.status
     if requirement.id in profile.optional:
         # Only what a profile needs can fail.
@@ -65,14 +61,14 @@ def check(
     return dataclasses.replace(finding, id=requirement.id, status=status, took_ms=took)
 
 
-def _within_limit(requirement: Requirement, profile: Profile, facts: Facts, *, just_made: bool) -> Finding:
+def _within_limit(requirement: Requirement, profile: Profile, facts: Facts) -> Finding:
     """The check's finding; ``unknown`` if it raises or does not come to an end."""
     answer: list[Finding] = []
 
     def work() -> None:
         try:
             finding = requirement.check(profile, facts)
-            compare = finding.status in (OK, WARN) and not just_made
+            compare = finding.status in (OK, WARN)
             answer.append(_as_made(requirement, profile, facts, finding) if compare else finding)
         except Exception as error:  # noqa: BLE001  a check that crashes is a finding, not the end of the others
             answer.append(unknown(_("The check itself failed."), (f"{type(error).__name__}: {error}",)))
@@ -115,6 +111,15 @@ def exit_code(findings: Sequence[Finding], *, strict: bool = False) -> int:
     return 3 if UNKNOWN in statuses else 0
 
 
+@dataclass(frozen=True)
+class Planned:
+    """What would be done for one requirement; ``waits_for`` are failing ones that nothing here repairs."""
+
+    requirement: Requirement
+    actions: tuple[Action, ...]
+    waits_for: tuple[str, ...] = ()
+
+
 def plans(
     profile: Profile,
     facts: Facts,
@@ -123,11 +128,19 @@ def plans(
     *,
     tier: str = QUICK,
     warnings: bool = False,
-) -> list[tuple[Requirement, list[Action]]]:
-    """What :func:`mend` would do now. What a blocked requirement will need is only known after what it waits for."""
-    found = diagnose(profile, facts, requirements, tier)
-    failing = {item.id for item in found if item.status in ((FAIL, WARN, BLOCKED) if warnings else (FAIL, BLOCKED))}
-    planned = [
-        (item, item.plan(profile, facts, workspace)) for item in requirements if item.id in failing and item.plan
-    ]
-    return [(requirement, actions) for requirement, actions in planned if actions]
+) -> list[Planned]:
+    """What :func:`bootstrap.mend.mend` would do now, and what it could not do before something else is repaired.
+
+    What a blocked requirement will need is only known after what it waits for.
+    """
+    wanted = (FAIL, WARN, BLOCKED) if warnings else (FAIL, BLOCKED)
+    planned: list[Planned] = []
+    stuck: dict[str, tuple[str, ...]] = {}  # what stays as it is, and because of what in the end
+    for requirement, finding in zip(requirements, diagnose(profile, facts, requirements, tier), strict=True):
+        roots = [root for item in (*requirement.needs, *requirement.fix_needs) for root in stuck.get(item, ())]
+        actions = requirement.plan(profile, facts, workspace) if requirement.plan and finding.status in wanted else []
+        if actions:
+            planned.append(Planned(requirement, tuple(actions), tuple(dict.fromkeys(roots))))
+        if finding.status in BAD and (roots or not actions):
+            stuck[requirement.id] = tuple(dict.fromkeys(roots)) or (requirement.id,)
+    return planned

@@ -6,16 +6,20 @@ none, and two workspaces that build the same thing at a time both end up with a 
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
+import tempfile
 import time
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bootstrap import activation, host, mirror
 from bootstrap.requirements import Doing
@@ -32,15 +36,18 @@ class Build:
     ``source`` is what ``pip wheel`` is given: ``("-r", LOCK)`` for a source distribution with its hash, or nothing for
     ``checkout``, whose tracked files are built in a copy. ``inputs`` is everything that decides the outcome, in words
     for people; ``variables`` and ``options`` are how it is built. ``requirement`` is the source as people write it.
+    ``contains`` are the compiled modules that the wheel must have: a build may leave some out without a word.
     """
 
     name: str
     inputs: Mapping[str, str]
+    workspace: Path
     source: tuple[str, ...] = ()
     checkout: Path | None = None
     requirement: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    contains: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -49,8 +56,14 @@ class Build:
 
     @property
     def folder(self) -> Path:
-        """Where the cache keeps it."""
-        return cache_folder() / f"{self.name}-{self.key}"
+        """Where the cache keeps it: the shared one, or the workspace's where that cannot be written."""
+        found = cached(self)
+        return found.parent if found else self.folders[0]
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where it may be kept, best first."""
+        return tuple(cache / f"{self.name}-{self.key}" for cache in caches(self.workspace))
 
     def command(self, python: Path, target: Path) -> str:
         """The build as a command for people."""
@@ -76,30 +89,47 @@ class Build:
 _EXACT = ("--no-deps", "--no-build-isolation", "--no-cache-dir")
 
 
-def cache_folder() -> Path:
-    """``UCLLM_CACHE``, else the user's cache folder (``XDG_CACHE_HOME``, ``~/.cache``)."""
-    named = os.environ.get("UCLLM_CACHE")
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ucllm"
-    return base.absolute() / "wheels"
+#: What would change a build behind our back: ours are set, others must not leak in. Compiler flags are in the inputs.
+_FOREIGN = re.compile(r"(DS_BUILD|FLASH_ATTENTION|APEX)_.*|TORCH_CUDA_ARCH_LIST|MAX_JOBS|NVCC_THREADS|MAKEFLAGS")
+#: A part that is older was left by a build that was killed.
+_OLD_S = 24 * 3600
+
+
+def caches(workspace: Path) -> tuple[Path, ...]:
+    """Where built wheels may lie, best first: ``UCLLM_CACHE`` or the user's cache folder, then the workspace's own."""
+    named, xdg = os.environ.get("UCLLM_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    home = os.path.expanduser("~")  # noqa: PTH111  Path.home() raises for a user without one
+    shared = [Path(named)] if named else [Path(xdg, "ucllm")] if xdg else [Path(home, ".cache", "ucllm")]
+    if not named and not xdg and home == "~":
+        shared = []
+    return tuple(base.absolute() / "wheels" for base in (*shared, workspace / ".ucllm" / "cache"))
 
 
 def cached(build: Build) -> Path | None:
     """The wheel, if it was built before and is as it was then."""
-    record = _record(build.folder)
-    wheel = build.folder / str(record.get("wheel", ""))
-    if wheel.suffix == ".whl" and wheel.is_file() and sha256_file(wheel) == record.get("sha256"):
-        return wheel
+    for folder in build.folders:
+        record = _record(folder)
+        wheel = folder / str(record.get("wheel", ""))
+        try:
+            if wheel.suffix == ".whl" and sha256_file(wheel) == record.get("sha256"):
+                return wheel
+        except OSError:
+            continue
     return None
 
 
-def last_seconds(name: str) -> float | None:
+def last_seconds(build: Build) -> float | None:
     """How long the last build of this name took, on this machine or another with the same cache."""
-    records = [_record(path) for path in cache_folder().glob(f"{name}-*") if not path.name.endswith(".part")]
-    times = [(float(record["built"]), float(record["seconds"])) for record in records if record.get("name") == name]
+    found = [_record(path) for cache in caches(build.workspace) for path in cache.glob(f"{build.name}-*")]
+    times = [
+        (item["built"], item["seconds"])
+        for item in found
+        if item.get("name") == build.name and all(isinstance(item.get(key), float) for key in ("built", "seconds"))
+    ]
     return max(times)[1] if times else None
 
 
-def _record(folder: Path) -> Mapping[str, str]:
+def _record(folder: Path) -> Mapping[str, Any]:
     try:
         found = json.loads((folder / "build.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -112,12 +142,15 @@ def build(wanted: Build, workspace: Workspace, log: Path, doing: Doing, environm
 
     ``environment`` is pip's: where it looks for a source distribution, and where it keeps what it fetched.
     """
-    mirror.fetch_built(workspace, wanted.folder)
+    for folder in wanted.folders:
+        try:
+            mirror.fetch_built(workspace, folder)
+            break
+        except OSError:  # the shared cache cannot be written
+            continue
     found = cached(wanted)
     if found is not None:
         return found
-    if wanted.folder.exists():  # a damaged entry
-        doing.move_aside(wanted.folder)
     scratch = workspace.state / "cache" / "build" / wanted.name
     shutil.rmtree(scratch, ignore_errors=True)  # of a build that was killed
     wheels = scratch / "wheels"
@@ -125,16 +158,29 @@ def build(wanted: Build, workspace: Workspace, log: Path, doing: Doing, environm
     source = _copy_of(wanted.checkout, scratch / "source") if wanted.checkout else None
     temporary = scratch / "tmp"
     temporary.mkdir()
-    variables = {**activation.variables(workspace), **environment, **wanted.variables, "TMPDIR": str(temporary)}
+    active = activation.variables(workspace).items()
+    own = {name: value for name, value in active if not _FOREIGN.fullmatch(name)}
+    variables = {**own, **environment, **wanted.variables, "TMPDIR": str(temporary)}
     began = time.monotonic()
-    host.run_logged(wanted.argv(workspace.python, wheels, source), log=log, env=variables)
+    host.run_logged(wanted.argv(workspace.python, wheels, source), log=log, env=variables, exact=True)
     seconds = time.monotonic() - began
     made = sorted(wheels.glob("*.whl"))
     if len(made) != 1:
         raise UcllmError("build.no-wheel", _("Building {name} left no wheel.").format(name=wanted.name), str(log))
-    kept = _keep(wanted, made[0], seconds)
+    _verify(wanted, made[0], log)
+    kept = _keep(wanted, made[0], seconds, doing)
     shutil.rmtree(scratch, ignore_errors=True)
     return kept
+
+
+def _verify(built: Build, wheel: Path, log: Path) -> None:
+    """Nothing incomplete goes into the cache, where it would be found again and again."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name.rpartition("/")[2].partition(".")[0] for name in archive.namelist() if name.endswith(".so")}
+    missing = [name for name in built.contains if name not in names]
+    if missing:
+        what = _("Building {name} left out {modules}.").format(name=built.name, modules=", ".join(missing))
+        raise UcllmError("build.incomplete", what, hint=_("Read {log}.").format(log=log))
 
 
 def _copy_of(checkout: Path, target: Path) -> Path:
@@ -148,25 +194,47 @@ def _copy_of(checkout: Path, target: Path) -> Path:
     return target
 
 
-def _keep(built: Build, wheel: Path, seconds: float) -> Path:
-    """Put the wheel into the cache by one rename."""
-    part = built.folder.with_name(f"{built.folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    shutil.copy2(wheel, part / wheel.name)
-    record = {
-        "name": built.name,
-        "wheel": wheel.name,
-        "sha256": sha256_file(wheel),
-        "built": time.time(),
-        "seconds": round(seconds, 1),
-        "inputs": dict(built.inputs),
-    }
-    (part / "build.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    with contextlib.suppress(OSError):  # another workspace was faster: its wheel is as good
-        part.rename(built.folder)
-    shutil.rmtree(part, ignore_errors=True)
-    return built.folder / wheel.name
+def _keep(built: Build, wheel: Path, seconds: float, doing: Doing) -> Path:
+    """Put the wheel into the cache by one rename; into the workspace's own where the shared one takes nothing."""
+    for number, folder in enumerate(built.folders, 1):
+        try:
+            return _put(built, wheel, seconds, folder)
+        except OSError as error:
+            if number == len(built.folders):
+                raise
+            text = _("the cache of built wheels cannot be written ({reason}), so {name} is kept in the workspace")
+            doing.say(text.format(reason=f"{folder.parent}: {error.strerror or error}", name=built.name))
+    raise AssertionError
+
+
+def _put(built: Build, wheel: Path, seconds: float, folder: Path) -> Path:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for old in folder.parent.glob("*.part"):
+        if time.time() - old.stat().st_mtime > _OLD_S:
+            shutil.rmtree(old, ignore_errors=True)
+    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        shutil.copy2(wheel, part / wheel.name)
+        record = {
+            "name": built.name,
+            "wheel": wheel.name,
+            "sha256": sha256_file(wheel),
+            "built": time.time(),
+            "seconds": round(seconds, 1),
+            "inputs": dict(built.inputs),
+        }
+        (part / "build.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        part.chmod(0o755)
+        if os.path.lexists(folder) and cached(built) is None:  # a damaged entry
+            folder.rename(f"{part}.damaged.part")
+        if not folder.exists():  # else another workspace was faster, and its wheel is as good
+            part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    found = cached(built)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    return found
 
 
 def install(wheel: Path, workspace: Workspace, log: Path, environment: Mapping[str, str]) -> None:

@@ -59,10 +59,16 @@ class Workspace:
         return self._recorded("mirror")
 
     def _recorded(self, key: str) -> str:
+        file = self.state / "workspace.json"
         try:
-            record = json.loads((self.state / "workspace.json").read_text(encoding="utf-8"))
-            return str(record.get(key, ""))
-        except (OSError, ValueError, AttributeError, RecursionError):
+            record = json.loads(file.read_text(encoding="utf-8"))
+            return str(record.get(key) or "")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return ""
+        except OSError as error:  # what is recorded there must not be guessed
+            what = _("Cannot read {path}.").format(path=file)
+            raise UcllmError("workspace.unreadable", what, error.strerror or str(error)) from error
+        except (ValueError, AttributeError, RecursionError):
             return ""
 
     def record(self, profile: str) -> None:
@@ -91,8 +97,11 @@ def find(option: Path | None) -> Workspace:
         raise UcllmError("workspace.no-current-directory", what, hint=hint) from error
     named = option or os.environ.get("UCLLM_WORKSPACE")
     if named:
+        if os.path.isfile(named):  # noqa: PTH113  as below
+            what = _("{path} is a file, and no folder for a workspace.").format(path=named)
+            raise UcllmError("usage", what, hint=_("Choose another with `--workspace DIR`."))
         return Workspace(Path(named).absolute())
     for folder in (here, *here.parents):
-        if (folder / STATE / "workspace.json").is_file():
+        if os.path.isfile(folder / STATE / "workspace.json"):  # noqa: PTH113  raises for nothing that may not be read
             return Workspace(folder)
     return Workspace(Path.home() / "ucllm_nedo_dev" / "train")

@@ -64,7 +64,7 @@ def command(
     """Check, and with --fix repair."""
     from bootstrap import runner
 
-    if explain:
+    if explain is not None:
         _explain(explain, workspace, profile, as_json=as_json)
     if listing:
         _list(workspace, profile, as_json=as_json)

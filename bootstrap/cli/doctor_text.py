@@ -49,7 +49,9 @@ def render(data: Mapping[str, Any]) -> str:
     lines += ["", _summary(counts)]
     fix = data.get("fix_command")
     if data.get("plan"):
-        lines += ["", render_plan(data["plan"]), "", _("Do it with: `{command}`").format(command=f"{fix} --yes")]
+        lines += ["", render_plan(data["plan"])]
+        if not all(action["waits_for"] for action in data["plan"]):
+            lines += ["", _("Do it with: `{command}`").format(command=f"{fix} --yes")]
     elif fix and any(_automatic(item) for item in findings):
         lines += [_("Repair with: `{command}`").format(command=fix)]
     return "\n".join(lines)
@@ -119,7 +121,9 @@ def render_plan(plan: Sequence[Mapping[str, Any]]) -> str:
     """The plan as text: each action, and its exact commands."""
     lines = [_("What --fix would do:")]
     for action in plan:
-        lines.append(f"  {action['requirement']}: {action['action']}")
+        waits = ", ".join(action.get("waits_for", ()))
+        note = " " + _("(not before {ids} is repaired)").format(ids=waits) if waits else ""
+        lines.append(f"  {action['requirement']}: {action['action']}{note}")
         lines += [f"      $ {line}" for line in action["commands"]]
     return "\n".join(lines)
 

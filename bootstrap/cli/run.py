@@ -41,7 +41,7 @@ class StartError(UcllmError):
 @click.argument("words", metavar="-- CMD ARGS...", nargs=-1, type=click.UNPROCESSED)
 def command(*, workspace: Path | None, words: tuple[str, ...]) -> None:
     """Become the command: its exit code is ours, and signals go to it."""
-    if not words:
+    if not words or not words[0]:
         what = _("There is no command to run.")
         raise UcllmError("usage", what, hint=_("Name one after `--`: `ucllm run -- python train.py`"))
     place = workspaces.find(workspace)

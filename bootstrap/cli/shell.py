@@ -30,7 +30,7 @@ def command(*, workspace: Path | None, export: bool) -> None:
     caller = activation.caller_variables()
     if export:
         # As bytes: a value may be no text.
-        sys.stdout.buffer.write(os.fsencode(_assignments(caller, activation.variables(place, caller))))
+        click.echo(os.fsencode(_assignments(caller, activation.variables(place, caller))), nl=False)
         return
     activation.require(place)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def _described(item: Latest, place: Workspace) -> dict[str, Any]:
         "time": item.time,
         "seconds": item.seconds,
         "error": item.error,
-        "log": str(log) if state in ("started", "failed", "interrupted") and log.exists() else "",
+        "log": str(log) if state in ("started", "failed", "interrupted") and os.path.exists(log) else "",  # noqa: PTH110  a name may be too long
     }
 
 

@@ -102,9 +102,14 @@ class Work:
         able = [item for item in self.mendable() if item.id not in waits]
         planned = runner.plans(self.profile, self.facts, able, self.workspace, tier=self.tier, warnings=warnings)
         return [
-            {"requirement": requirement.id, "action": action.text, "commands": list(action.commands)}
-            for requirement, actions in planned
-            for action in actions
+            {
+                "requirement": item.requirement.id,
+                "action": action.text,
+                "commands": list(action.commands),
+                "waits_for": list(item.waits_for),
+            }
+            for item in planned
+            for action in item.actions
         ]
 
 

@@ -81,7 +81,8 @@ def redacted(value: Any) -> Any:
 
 def load(path: Path) -> Facts:
     """Read saved facts. Raises :class:`UcllmError` for what is no facts file, or one of a newer form."""
-    hint = _("Make one with `ucllm doctor --save-facts {path}`.").format(path=path)
+    # Never a name that holds something already: it would be written over.
+    hint = _("Make one with `ucllm doctor --save-facts {path}`.").format(path="facts.json" if path.exists() else path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         # JSON can name halves of characters, which nothing can print.

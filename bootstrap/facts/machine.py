@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import locale
 import os
 import platform
@@ -24,19 +25,25 @@ DISK_TIMEOUT_S = 3.0
 #: The variables that checks look at.
 VARIABLES = frozenset(
     {
+        "CFLAGS",
         "CONDA_PREFIX",
+        "CPPFLAGS",
         "CUDA_HOME",
+        "CXXFLAGS",
         "CUDA_VISIBLE_DEVICES",
         "HF_HUB_OFFLINE",
         "JOB_ID",
         "LANG",
         "LC_ALL",
         "LC_CTYPE",
+        "LDFLAGS",
         "LD_LIBRARY_PATH",
         "MASTER_ADDR",
         "MASTER_PORT",
         "MAX_JOBS",
         "NHOSTS",
+        "NVCC_APPEND_FLAGS",
+        "NVCC_PREPEND_FLAGS",
         "OMP_NUM_THREADS",
         "PE_HOSTFILE",
         "PYTHONCOERCECLOCALE",
@@ -92,12 +99,19 @@ def collect(request: Request) -> MachineFacts:
 
 
 def cpu(path: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name: what is compiled with ``-march=native`` runs on no older one. Empty if it is not told."""
+    """The processor, with what it can: what is compiled with ``-march=native`` runs on no older one.
+
+    Its name alone does not tell generations apart under a hypervisor. Empty if it is not told.
+    """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    said = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines[:64] if ":" in line}
+    keys = ("model name", "cpu family", "model", "stepping", "flags", "CPU implementer", "CPU part", "Features")
+    told = "\n".join(said.get(key, "") for key in keys)
+    name = said.get("model name", platform.machine())
+    return f"{name} {hashlib.sha256(told.encode()).hexdigest()[:8]}" if told.strip() else ""
 
 
 def libc() -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from bootstrap import wheels
 from bootstrap.facts import Facts
+from bootstrap.facts.probe import is_whole
 from bootstrap.findings import Remedy
-from bootstrap.profiles import Profile
+from bootstrap.profiles import Profile, normalize
 from bootstrap.requirements import Action, Doing
 from bootstrap.requirements.env_packages import pip_environment
 from bootstrap.requirements.machine_disk import GB
@@ -19,6 +20,8 @@ from pipeline.i18n import _
 
 #: The part of the available memory that compilers may fill; the rest is for everything else.
 MEMORY_SHARE = 0.9
+#: What the user's shell tells every compiler; it reaches the build, and so decides what comes out.
+FLAGS = ("CFLAGS", "CPPFLAGS", "CXXFLAGS", "LDFLAGS", "NVCC_APPEND_FLAGS", "NVCC_PREPEND_FLAGS")
 #: What must hold before a compiler is started: a build that fails after an hour fails late.
 GUARDS = (
     "machine.compiler",
@@ -49,15 +52,36 @@ def fit(profile: Profile, facts: Facts) -> int | None:
     return max(1, int(available * MEMORY_SHARE / (profile.machine.memory_gb_per_job * GB)))
 
 
+def to_build(profile: Profile, facts: Facts) -> list[str]:
+    """What the profile compiles and is not installed yet."""
+    wanted = (
+        ("deepspeed", profile.deepspeed is not None and bool(profile.deepspeed.ops)),
+        ("apex", profile.apex is not None),
+        ("flash-attn", profile.flash_attention is not None),
+    )
+    return [name for name, needed in wanted if needed and name not in facts.env.dists]
+
+
+def beside(profile: Profile, facts: Facts) -> int:
+    """How many builds go on at a time: all that are to be made, or one where memory holds no compiler of each."""
+    builds, room = max(1, len(to_build(profile, facts))), fit(profile, facts)
+    return builds if room is None or room >= builds else 1
+
+
 def jobs(profile: Profile, facts: Facts) -> tuple[int, str]:
-    """How many compilers to start, and why so many. A ``MAX_JOBS`` of the user's is theirs to know."""
+    """How many compilers one build may start, and why so many: all builds beside each other share them."""
     given = facts.machine.variables.get("MAX_JOBS", "")
-    if given.isdigit() and int(given) > 0:
-        return int(given), f"MAX_JOBS={given}"
     cores, room = facts.machine.cores or 1, fit(profile, facts)
-    if room is not None and room < cores:
-        return room, _("memory for {jobs}, of {cores} cores").format(jobs=room, cores=cores)
-    return cores, _("one for each core")
+    if given.isdigit() and int(given) > 0:
+        total, why = int(given), f"MAX_JOBS={given}"
+    elif room is not None and room < cores:
+        total, why = room, _("memory for {jobs}, of {cores} cores").format(jobs=room, cores=cores)
+    else:
+        total, why = cores, _("one for each core")
+    builds = beside(profile, facts)
+    if builds > 1:
+        why = _("{why}, shared by {builds} builds").format(why=why, builds=builds)
+    return max(1, total // builds), why
 
 
 def variables(profile: Profile, facts: Facts) -> dict[str, str]:
@@ -86,8 +110,17 @@ def compiled_by(facts: Facts) -> dict[str, str]:
     """What else decides what comes out: another machine's wheel must not be taken for this one's."""
     programs = facts.tools.programs
     found = {name: programs[name].version if name in programs else "" for name in ("g++", "nvcc")}
-    # DeepSpeed compiles with -march=native: op_builder/builder.py, cpu_arch.
-    return {**found, "machine": facts.machine.machine, "processor": facts.machine.cpu, "libc": facts.machine.libc}
+    flags = {name: facts.machine.variables.get(name, "") for name in FLAGS}
+    pip = facts.env.dists.get("pip")
+    # DeepSpeed compiles with -march=native: op_builder/builder.py, cpu_arch. Old pips drop build options.
+    return {
+        **found,
+        **flags,
+        "pip": pip.version if pip else "",
+        "machine": facts.machine.machine,
+        "processor": facts.machine.cpu,
+        "libc": facts.machine.libc,
+    }
 
 
 def plan(requirement_id: str, build: Build, profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
@@ -101,6 +134,9 @@ def plan(requirement_id: str, build: Build, profile: Profile, facts: Facts, work
 
     def install(doing: Doing) -> None:
         wheel = wheels.build(build, workspace, log, doing, pip_environment(workspace, build.name))
+        for half in workspace.env.glob("lib/python*/site-packages/*.dist-info"):
+            if normalize(half.name.split("-")[0]) == build.name and not is_whole(str(half)):
+                doing.move_aside(half)  # of a pip that was killed; the next one could not remove it
         wheels.install(wheel, workspace, log, pip_environment(workspace))
 
     actions = []
@@ -108,7 +144,8 @@ def plan(requirement_id: str, build: Build, profile: Profile, facts: Facts, work
         details = "; ".join(_details(build, *jobs(profile, facts)))
         text = _("Build {name} ({details})") if details else _("Build {name}")
         text = text.format(name=build.name, details=details)
-        actions.append(Action(text, (build.command(python, build.folder),), compile_it, background=True))
+        several = beside(profile, facts) > 1 or "MAX_JOBS" not in build.variables
+        actions.append(Action(text, (build.command(python, build.folder),), compile_it, background=several))
     text = _("Install the built {name}") if found is None else _("Install {name}, built before, from the cache")
     command = shlex.join(wheels.install_argv(python, found or build.folder))
     if found is None:  # the wheel's name is known once it is built
@@ -128,7 +165,7 @@ def _details(build: Build, count: int, why: str) -> list[str]:
     details = [_("{count} compilers: {why}").format(count=count, why=why)] if compiled else []
     if build.inputs.get("GPU"):
         details.append(_("for compute capability {which}").format(which=build.inputs["GPU"]))
-    seconds = wheels.last_seconds(build.name)
+    seconds = wheels.last_seconds(build)
     if seconds is not None:
         details.append(_("took {seconds} s the last time").format(seconds=round(seconds)))
     return details

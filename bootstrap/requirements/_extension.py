@@ -25,6 +25,8 @@ def installed(
     ]
     if dist is None:
         return fail(absent, evidence, remedy)
+    if not dist.whole:
+        return fail(_("{name} is only half installed.").format(name=name), evidence, remedy)
     if release(dist.version) != version:
         summary = _("{name} is {version}, not {wanted}.")
         return fail(summary.format(name=name, version=dist.version, wanted=version), evidence, remedy)

@@ -25,7 +25,7 @@ def check(profile: Profile, facts: Facts) -> Finding:
         name=DIST, env=facts.env.path, checkout=checkout
     )
     dist = facts.env.dists.get(DIST)
-    if dist is not None:
+    if dist is not None and dist.whole:
         return ok(_("{name} {version} is installed").format(name=DIST, version=dist.version), looked)
     if checkout and checkout in facts.env.foreign_paths:
         return ok(_("the checkout is on the path"), looked)
@@ -43,7 +43,7 @@ def _build(profile: Profile, facts: Facts) -> Build:
     # Not the guide's `setup.py install`: it leaves an egg, which pip can neither check nor replace.
     source = profile.sources.get("megatron")
     checkout = Path(facts.workspace, source.folder if source else "Megatron-DeepSpeed")
-    return Build("megatron-core", inputs(profile, facts), checkout=checkout)
+    return Build("megatron-core", inputs(profile, facts), Path(facts.workspace), checkout=checkout)
 
 
 def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:

@@ -6,7 +6,7 @@ from bootstrap.facts import Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, unknown, warn
 from bootstrap.profiles import Profile
 from bootstrap.requirements import Requirement
-from bootstrap.requirements._compile import fit
+from bootstrap.requirements._compile import fit, to_build
 from bootstrap.requirements.machine_disk import GB, gigabytes
 from pipeline.i18n import N_, _
 
@@ -51,16 +51,6 @@ def check(profile: Profile, facts: Facts) -> Finding:
             Remedy(text, (f"export MAX_JOBS={room}",), needs=("shell",)),
         )
     return ok(_("{total} of memory").format(total=total), looked, counted)
-
-
-def to_build(profile: Profile, facts: Facts) -> list[str]:
-    """What the profile compiles and is not installed yet."""
-    wanted = (
-        ("deepspeed", profile.deepspeed is not None and bool(profile.deepspeed.ops)),
-        ("apex", profile.apex is not None),
-        ("flash-attn", profile.flash_attention is not None),
-    )
-    return [name for name, needed in wanted if needed and name not in facts.env.dists]
 
 
 REQUIREMENT = Requirement(

@@ -21,8 +21,9 @@ def check(profile: Profile, facts: Facts) -> Finding:
     remedy = _remedy(profile, facts)
     dist = facts.env.dists.get("apex")
     evidence = [_("looked for apex in site-packages of {path}").format(path=facts.env.path)]
-    if dist is None:
-        return fail(_("apex is not installed."), [*evidence, _("found: none")], remedy)
+    if dist is None or not dist.whole:
+        found = _("found: none") if dist is None else _("half installed: {names}").format(names="apex")
+        return fail(_("apex is not installed."), [*evidence, found], remedy)
     evidence.append(_("found: {name} {version}").format(name="apex", version=dist.version))
     problem = _extension.look(apex.modules, facts, evidence, remedy)
     return problem or ok(_("apex with {count} compiled modules").format(count=len(apex.modules)), *evidence)
@@ -46,9 +47,11 @@ def _build(profile: Profile, facts: Facts) -> Build:
     return Build(
         "apex",
         {**inputs(profile, facts), **_compile.compiled_by(facts)},
+        Path(facts.workspace),
         checkout=Path(facts.workspace, source.folder if source else "apex"),
         variables=_compile.variables(profile, facts),
         options=options,
+        contains=profile.apex.modules if profile.apex else (),
     )
 
 

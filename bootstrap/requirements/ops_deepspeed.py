@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from bootstrap.facts import Deepspeed, Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, skipped, unknown, warn
@@ -12,6 +13,14 @@ from bootstrap.versions import minor
 from bootstrap.wheels import Build
 from bootstrap.workspace import Workspace
 from pipeline.i18n import N_, _
+
+#: The libraries that are not named ``<op>_op``: op_builder of 0.12.4, ``absolute_name`` (one lacks a dot).
+LIBRARIES = {
+    "cutlass_ops": "cutlass_ops",
+    "inference_core_ops": "kernelsinference_core_ops",
+    "ragged_device_ops": "ragged_device_ops",
+    "ragged_ops": "ragged_ops",
+}
 
 
 def check(profile: Profile, facts: Facts) -> Finding:
@@ -68,9 +77,9 @@ def _problem(ops: Sequence[str], built: Deepspeed, facts: Facts, evidence: list[
 
 
 def _library(op: str, libraries: Sequence[str]) -> bool:
-    """Whether one of them is the op's: op_builder of 0.12.4, ``absolute_name`` (one of them lacks a dot)."""
-    names = {f"{op}_op", op, f"kernels{op}"}
-    return any(path.rpartition("/")[2].partition(".")[0] in names for path in libraries)
+    """Whether one of them is the op's."""
+    name = LIBRARIES.get(op, f"{op}_op")
+    return any(path.rpartition("/")[2].partition(".")[0] == name for path in libraries)
 
 
 def table(ops: Sequence[str], built: Deepspeed) -> list[str]:
@@ -123,7 +132,17 @@ def _build(profile: Profile, facts: Facts) -> Build:
     # Without this setuptools compiles one op after another; DeepSpeed itself leaves ninja out.
     beside = ("build_ext", f"-j{told['MAX_JOBS']}") if profile.deepspeed and profile.deepspeed.ops else ()
     words = tuple(part for word in beside for part in ("--config-settings", f"--global-option={word}"))
-    return Build("deepspeed", made_from, source, requirement=f"deepspeed=={version}", variables=told, options=words)
+    built = [op for op in (profile.deepspeed.ops if profile.deepspeed else ()) if op not in without(facts)]
+    return Build(
+        "deepspeed",
+        made_from,
+        Path(facts.workspace),
+        source,
+        requirement=f"deepspeed=={version}",
+        variables=told,
+        options=words,
+        contains=tuple(LIBRARIES.get(op, f"{op}_op") for op in built),
+    )
 
 
 def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:

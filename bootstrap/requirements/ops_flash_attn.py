@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from bootstrap.facts import Facts
 from bootstrap.facts.binaries import FLASH_ATTENTION
 from bootstrap.findings import Finding, ok, skipped
@@ -42,7 +44,11 @@ def _build(profile: Profile, facts: Facts) -> Build:
     made_from = {**inputs(profile, facts), **_compile.compiled_by(facts)}
     version = profile.flash_attention.version if profile.flash_attention else ""
     source = _compile.sdist(profile, "flash-attn")[1]
-    return Build("flash-attn", made_from, source, requirement=f"flash-attn=={version}", variables=told)
+    requirement = f"flash-attn=={version}"
+    place = Path(facts.workspace)
+    return Build(
+        "flash-attn", made_from, place, source, requirement=requirement, variables=told, contains=(FLASH_ATTENTION,)
+    )
 
 
 def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:

@@ -52,7 +52,7 @@ def test_every_step_of_the_plan_is_on_the_page(tmp_path: Path) -> None:
         collected=tuple(TIMEOUTS_S),
     )
     planned = runner.plans(profile, facts, requirements.load(profile.requirements), workspace)
-    made = [requirement.id for requirement, _actions in planned]
+    made = [item.requirement.id for item in planned]
     assert {"env.miniconda", "env.python", "env.conda-packages", "env.hooks", "ops.deepspeed", "ops.apex"} <= {*made}
     named = set(re.findall(r"`([a-z]+\.[a-z-]+)`", PAGE))
     assert {name for name in made if name.startswith(("env.", "ops.", "source.", "build."))} <= named

@@ -151,6 +151,45 @@ def test_nothing_is_compiled_before_its_guards_hold(another: tuple[Tiny, Whole])
     assert found["source.llm-jp-sft"]["status"] == "ok"  # what needs no compiler is there
 
 
+def test_a_cache_that_takes_nothing_and_variables_that_leak_in(another: tuple[Tiny, Whole]) -> None:
+    tiny, _whole = another
+    shutil.rmtree(tiny.root / "home" / ".cache")
+    (tiny.root / "home" / ".cache").touch()
+    # Another build's flags in the user's shell, which would leave an op out.
+    tiny.variables["DS_BUILD_FUSED_ADAM"] = "0"
+    outcome = tiny("setup", "--profile", str(tiny.root / "profile"), "--yes")
+    assert outcome.code == 0, outcome.out + outcome.err
+    assert "so apex is kept in the workspace" in outcome.err
+    kept = [path.name.split("-")[0] for path in (tiny.workspace / ".ucllm" / "cache" / "wheels").iterdir()]
+    assert sorted(kept) == ["apex", "deepspeed", "flash", "megatron"]
+
+
+def test_an_incomplete_wheel_is_never_kept(another: tuple[Tiny, Whole]) -> None:
+    tiny, repositories = another
+    spec = json.loads((repositories.apex / "stand-in.json").read_text(encoding="utf-8"))
+    del spec["modules"]["amp_C"]  # as an old pip does, which drops the option
+    repositories.pin_apex(whole.commit(repositories.apex, {"stand-in.json": json.dumps(spec)}, "23.08"))
+    before = {path.name for path in (tiny.root / "home" / ".cache" / "ucllm" / "wheels").iterdir()}
+    outcome = setup(tiny)
+    assert outcome.code == 10
+    assert "Building apex left out amp_C." in outcome.json["errors"][0]["message"]
+    assert {path.name for path in (tiny.root / "home" / ".cache" / "ucllm" / "wheels").iterdir()} == before
+
+
+def test_what_a_killed_pip_left_half_installed(another: tuple[Tiny, Whole]) -> None:
+    tiny, _whole = another
+    assert setup(tiny).code == 0
+    for name, requirement in (
+        ("apex", "ops.apex"),
+        ("flash_attn", "ops.flash-attn"),
+        ("megatron_core", "build.megatron"),
+    ):
+        next(tiny.env.glob(f"lib/python3*/site-packages/{name}-*.dist-info/RECORD")).unlink()
+        assert tiny.doctor().statuses[requirement] == "fail"
+    outcome = setup(tiny)
+    assert outcome.code == 0, outcome.out + outcome.err
+
+
 def test_a_failed_build_keeps_its_log(another: tuple[Tiny, Whole]) -> None:
     tiny, repositories = another
     broken = whole.commit(repositories.apex, {"backend.py": "raise SystemExit('nvcc fatal: stand-in')\n"}, "23.08")

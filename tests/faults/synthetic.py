@@ -15,6 +15,7 @@ from bootstrap import facts as f
 from bootstrap.facts.collect import DEEP_TIMEOUTS_S, TIMEOUTS_S
 from bootstrap.profiles import Profile
 from bootstrap.requirements import env_hooks
+from bootstrap.requirements.ops_deepspeed import LIBRARIES
 
 GB = 10**9
 ENV = "/home/user/ucllm_nedo_dev/train/.venv"
@@ -153,7 +154,7 @@ def l4_node(profile: Profile) -> f.Facts:
 
 
 def _libraries(ops: tuple[str, ...]) -> list[str]:
-    return [f"{name}/{name}_op" for name in ops]
+    return [f"{name}/{LIBRARIES.get(name, name + '_op')}" for name in ops]
 
 
 def _conda_packages(profile: Profile) -> dict[str, str]:

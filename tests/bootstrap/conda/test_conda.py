@@ -216,6 +216,7 @@ MOMENTS: list[tuple[str, Callable[[Tiny], bool]]] = [
 ]
 
 
+@pytest.mark.slow  # test_whole_kill.py has random moments
 @pytest.mark.parametrize(("moment", "reached"), MOMENTS, ids=[item[0] for item in MOMENTS])
 def test_killed_during_the_conda_installation(
     conda_fresh: Tiny, conda_finished: Path, moment: str, reached: Callable[[Tiny], bool]
