@@ -266,9 +266,9 @@ def test_the_contract_of_json(healthy: Tiny) -> None:
             assert list(finding) == keys
             if finding["remedy"]:
                 assert list(finding["remedy"]) == ["text", "commands", "automatic", "needs"]
-    assert [item.keys() for item in report["data"]["plan"]] == [{"requirement", "action", "commands"}] * len(
-        report["data"]["plan"]
-    )
+    assert [item.keys() for item in report["data"]["plan"]] == [
+        {"requirement", "action", "commands", "waits_for"}
+    ] * len(report["data"]["plan"])
 
 
 @pytest.mark.parametrize("fault", [_no_env, _missing, None])

@@ -242,5 +242,5 @@ def test_the_journal_is_json(healthy: Tiny) -> None:
     assert mine
     assert entries[-1] in mine
     assert {(entry["requirement"], entry["status"]) for entry in mine} <= {
-        ("env.packages", status) for status in ("started", "moved", "done")
+        ("env.packages", status) for status in ("started", "moved", "done", "made")
     }

@@ -125,6 +125,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 def test_faults_are_found_and_fixed(another: tuple[Tiny, Whole]) -> None:
     tiny, _whole = another
     assert setup(tiny).code == 0
@@ -137,6 +138,7 @@ def test_faults_are_found_and_fixed(another: tuple[Tiny, Whole]) -> None:
         assert tiny.doctor().statuses[wanted] == "ok", name
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_before_its_guards_hold(another: tuple[Tiny, Whole]) -> None:
     tiny, _whole = another
     shutil.rmtree(tiny.root / "home" / ".cache")
@@ -151,6 +153,7 @@ def test_nothing_is_compiled_before_its_guards_hold(another: tuple[Tiny, Whole])
     assert found["source.llm-jp-sft"]["status"] == "ok"  # what needs no compiler is there
 
 
+@pytest.mark.slow
 def test_a_cache_that_takes_nothing_and_variables_that_leak_in(another: tuple[Tiny, Whole]) -> None:
     tiny, _whole = another
     shutil.rmtree(tiny.root / "home" / ".cache")
@@ -164,6 +167,7 @@ def test_a_cache_that_takes_nothing_and_variables_that_leak_in(another: tuple[Ti
     assert sorted(kept) == ["apex", "deepspeed", "flash", "megatron"]
 
 
+@pytest.mark.slow
 def test_an_incomplete_wheel_is_never_kept(another: tuple[Tiny, Whole]) -> None:
     tiny, repositories = another
     spec = json.loads((repositories.apex / "stand-in.json").read_text(encoding="utf-8"))
@@ -176,6 +180,7 @@ def test_an_incomplete_wheel_is_never_kept(another: tuple[Tiny, Whole]) -> None:
     assert {path.name for path in (tiny.root / "home" / ".cache" / "ucllm" / "wheels").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_what_a_killed_pip_left_half_installed(another: tuple[Tiny, Whole]) -> None:
     tiny, _whole = another
     assert setup(tiny).code == 0
@@ -190,6 +195,7 @@ def test_what_a_killed_pip_left_half_installed(another: tuple[Tiny, Whole]) -> N
     assert outcome.code == 0, outcome.out + outcome.err
 
 
+@pytest.mark.slow
 def test_a_failed_build_keeps_its_log(another: tuple[Tiny, Whole]) -> None:
     tiny, repositories = another
     broken = whole.commit(repositories.apex, {"backend.py": "raise SystemExit('nvcc fatal: stand-in')\n"}, "23.08")

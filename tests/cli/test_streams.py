@@ -115,7 +115,7 @@ def test_a_setup_without_a_standard_input_or_error_writes_into_no_file(empty: Ti
     assert child.returncode == 0
     assert json.loads(out)["status"] == "ok"
     assert (empty.workspace / ".ucllm" / "lock").read_text(encoding="ascii") == str(child.pid)
-    assert {entry["status"] for entry in empty.journal()} == {"started", "done"}
+    assert {entry["status"] for entry in empty.journal()} == {"started", "done", "made"}
 
 
 @pytest.mark.parametrize("words", [("doctor",), ("setup", "--dry-run"), ("setup", "--yes"), ("undo",)], ids=" ".join)

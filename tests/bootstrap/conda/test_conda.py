@@ -136,7 +136,7 @@ def test_a_package_that_is_not_the_locked_one(
         assert not [*tiny.workspace.rglob("*.tar.bz2")]
 
 
-@pytest.mark.parametrize("by", ["file", "http"])
+@pytest.mark.parametrize("by", [pytest.param("file", marks=pytest.mark.slow), "http"])
 def test_a_wrong_hash_in_the_lock(tmp_path: Path, conda_made: Path, by: str) -> None:
     with _reached(tmp_path, conda_made, by) as (tiny, change):
         base = re.search(r'channels = \["([^"]*)"', (tmp_path / "profile" / "profile.toml").read_text())
