@@ -162,6 +162,7 @@ def test_setup_adopts_and_changes_nothing_of_theirs(tiny: Tiny, make: Callable[[
     assert (files(prefix), files(tiny.root / "checkout")) == (before, checkout)
 
 
+@pytest.mark.slow
 def test_it_stays_healthy_in_another_shell_and_is_made_again_when_broken(tiny: Tiny) -> None:
     prefix = tiny.root / "theirs"
     base = make_venv(prefix)

@@ -71,7 +71,9 @@ LATE: list[tuple[str, Callable[[Tiny], bool]]] = [
 ]
 
 
-@pytest.mark.parametrize("group", [True, False], ids=["the whole group", "the tool only"])
+@pytest.mark.parametrize(
+    "group", [pytest.param(True, marks=pytest.mark.slow), False], ids=["the whole group", "the tool only"]
+)
 @pytest.mark.parametrize(("moment", "reached"), EARLY[1::2], ids=[item[0] for item in EARLY[1::2]])
 def test_killed_while_it_makes_the_environment(
     empty: Tiny, template: Path, moment: str, reached: Callable[[Tiny], bool], group: bool

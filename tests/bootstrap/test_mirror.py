@@ -206,6 +206,7 @@ def test_a_server_that_goes_on_failing(
         assert not (made.root / "got").exists()
 
 
+@pytest.mark.slow
 def test_pip_and_a_server_that_fails(made: Mirrored) -> None:
     """pip tries 503 again; a broken connection is an error, leaves nothing, and the same command goes on."""
     with serving(Faulty(made.published())) as server:

@@ -143,6 +143,7 @@ def test_wheels_for_pythons_that_are_not_here(origin: Mirrored) -> None:
     assert (refused.code, len(refused.json["errors"])) == (2, 2)
 
 
+@pytest.mark.slow
 def test_without_a_cpu_wheel_of_torch_the_default_is_taken(origin: Mirrored) -> None:
     (origin.root / "wheels" / "torch-9.9+cpu-py3-none-any.whl").unlink()
     outcome = origin.create()
@@ -219,6 +220,7 @@ def test_a_profile_without_locks_cannot_be_mirrored(origin: Mirrored) -> None:
     assert (outcome.code, outcome.json["errors"][0]["code"]) == (1, "mirror.no-lock")
 
 
+@pytest.mark.slow
 def test_a_conda_profile(origin: Mirrored, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Installer, packages and what they came to; conda itself could install from there too."""
     made = origin.root / "made"

@@ -66,6 +66,7 @@ def test_builds_overlap_and_the_order_is_the_seeds(step_0: Path) -> None:
     assert names.index(("source.megatron", "started")) < names.index(("ops.deepspeed", "done"))
 
 
+@pytest.mark.slow
 def test_no_second_compilation(another: tuple[Tiny, Whole]) -> None:
     tiny, _whole = another
     # With no compiler that works, only the cache can give the wheels.

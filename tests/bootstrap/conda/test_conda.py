@@ -115,7 +115,7 @@ def _error(outcome: Outcome) -> str:
     return " ".join(" ".join(str(part) for part in error.values()) for error in outcome.json["errors"])
 
 
-@pytest.mark.parametrize("by", ["file", "http"])
+@pytest.mark.parametrize("by", ["file", pytest.param("http", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bootstrap.facts import conda_files
 from tests.bootstrap import conda_channel
 from tests.bootstrap.conda_workspace import run, setup
@@ -34,6 +36,7 @@ def test_miniconda_fix_and_undo(conda_healthy: Tiny) -> None:
     assert _status(conda_healthy, "env.miniconda")["status"] == "fail"
 
 
+@pytest.mark.slow
 def test_python_fix_and_undo(conda_healthy: Tiny) -> None:
     (conda_healthy.env / "mine").touch()
     for library in conda_healthy.env.glob("lib/libpython*"):
@@ -78,6 +81,7 @@ def test_conda_packages_fix(conda_healthy: Tiny) -> None:
     assert {*before} - {*after} == {f"share/stand-in/{name}" for name in ("cuda-toolkit", "torchvision")}
 
 
+@pytest.mark.slow
 def test_other_pins_are_seen_and_installed(conda_healthy: Tiny) -> None:
     channel, profile = conda_healthy.root / "channel", conda_healthy.root / "profile" / "profile.toml"
     conda_channel.pack(channel, "torchaudio", "2.2.1", "standin_0", {"share/newer": (b"stand-in", 0o644)})
@@ -99,6 +103,7 @@ def test_other_pins_are_seen_and_installed(conda_healthy: Tiny) -> None:
     assert "and with 6 packages of the profile's lock" in _status(conda_healthy, "env.conda-packages")["evidence"]
 
 
+@pytest.mark.slow
 def test_altered_files_fix_and_undo(conda_healthy: Tiny) -> None:
     assert _status(conda_healthy, "env.conda-files", "--deep")["status"] == "ok"
     edited = conda_healthy.site / "torch" / "version.py"
