@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 #: Waits before the second, third, … attempt of a download, in seconds.
 RETRY_WAITS_S = (0.5, 2.0, 5.0)
 TIMEOUT_S = 60.0
+
+#: For every pip of ours: it asks nothing, and its log holds no progress bars.
+PIP_QUIET = ("--no-input", "--disable-pip-version-check", "--progress-bar", "off")
 
 _GUARD = Path(__file__).with_name("guard.py")
 #: Descriptors that long commands hold as well: the workspace's lock, which must not fall before they have ended.
@@ -267,16 +271,30 @@ def _download(url: str, part: Path, progress: Callable[[int, int], None]) -> tup
             if total and done < total:
                 return _("The connection ended early."), False
             return "", True
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416:  # the part is longer than the file, or not of this file
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code == 416:  # longer than the file, or not of this file
+            error.close()
             os.truncate(part, 0)
             return f"HTTP {error.code}", False
+        return failure(error)
+
+
+def failure(error: Exception) -> tuple[str, bool]:
+    """Why a request failed, and whether another would be pointless."""
+    import http.client
+    import urllib.error
+
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
         return f"HTTP {error.code} {error.reason}", error.code < 500 and error.code not in (408, 429)
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        missing = isinstance(reason, FileNotFoundError)  # of a file:// address
-        return str(reason), missing or isinstance(error, http.client.InvalidURL)
+    reason = getattr(error, "reason", error)
+    missing = isinstance(reason, FileNotFoundError)  # of a file:// address
+    return str(reason), missing or isinstance(error, http.client.InvalidURL)
+
+
+def without_logins(text: str) -> str:
+    """``text`` with no login in its addresses."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
 
 
 def _write(stream: BinaryIO, block: bytes, part: Path) -> None:

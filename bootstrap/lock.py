@@ -84,7 +84,7 @@ class Recipe:
 
 def read(name: str) -> Recipe:
     """The recipe of a profile, whose locks need not be there yet. Raises :class:`UcllmError` if there is none."""
-    folder = Path(name).expanduser().absolute() if "/" in name else profiles.locks_dir() / name
+    folder = profiles.folder_of(name)
     path = folder / "profile.toml"
     if not path.is_file():
         profiles.load(name)  # which says what is wrong with the name
@@ -102,11 +102,8 @@ def read(name: str) -> Recipe:
             requirements={file: _requirements(told) for file, told in table.get("files", {}).items()},
             pins=data.get("conda", {}).get("packages", {}),
             virtual={
-                "__unix": "0",
-                "__linux": "3.10",  # as setup solves: the kernel of the oldest systems with glibc 2.17
-                "__glibc": machine.glibc,
-                "__archspec": "1 x86_64",
-                **({"__cuda": cuda} if cuda else {}),
+                package: version if build == "0" else f"{version} {build}"
+                for package, version, build in conda.virtual_packages("x86_64", machine.glibc, cuda)
             },
         )
     except (KeyError, TypeError) as error:
@@ -169,7 +166,7 @@ class Maker:
             raise UcllmError(
                 "lock.uv",
                 _("uv cannot lock {files}.").format(files=", ".join(inputs)),
-                _without_logins(tail(log)),
+                host.without_logins(tail(log)),
                 _("Run it where the package index can be reached: `{command}`").format(command=self._again()),
             ) from error
         blocks: list[tuple[str, str]] = []
@@ -213,7 +210,7 @@ class Maker:
     def _unlocked(self, log: Path) -> UcllmError:
         """Why conda-lock gave nothing: a channel that cannot be read, or what else its conda said."""
         said = _REASON.search(log.read_text(encoding="utf-8", errors="replace"))
-        reason = _without_logins(said["reason"].strip() if said else tail(log))
+        reason = host.without_logins(said["reason"].strip() if said else tail(log))
         channel = _CHANNEL.search(reason)
         if channel is None:
             what = _("conda-lock cannot lock {path}.").format(path=self.recipe.folder / ENVIRONMENT)
@@ -283,7 +280,3 @@ def _conda_lock() -> list[str]:
         hint = _("Install it: `{command}`").format(command=f"{sys.executable} -m {INSTALL}")
         raise UcllmError("lock.no-conda-lock", what, hint=hint)
     return [sys.executable, "-m", "conda_lock"]
-
-
-def _without_logins(text: str) -> str:
-    return re.sub(r"(\w://)[^/@\s]+@", r"\1", text)

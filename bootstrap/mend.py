@@ -96,13 +96,11 @@ class _Mender:
             why = _("not tried: it needs {ids} first").format(ids=", ".join(lacking))
             self.findings[requirement.id] = dataclasses.replace(finding, evidence=(*finding.evidence, why))
             return True
-        if requirement.id in self.builds:
-            self.builds.pop(requirement.id).result()
-            confirmed = True
-        else:
-            confirmed = False
+        build = self.builds.pop(requirement.id, None)
+        if build is not None:
+            build.result()
         actions = requirement.plan(self.profile, self.facts, self.workspace)
-        if not actions or not (confirmed or self.confirm(requirement, actions)):
+        if not actions or not (build or self.confirm(requirement, actions)):
             return True
         first = [action for action in actions if action.background]
         if first and may_wait:

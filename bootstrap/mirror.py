@@ -9,9 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import shlex
-import shutil
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -73,11 +71,6 @@ def parse(text: str | bytes) -> Index:
     return Index({entry.path: entry for entry in entries}, profiles)
 
 
-def shown(mirror: str) -> str:
-    """The mirror for people: an address without the login in it."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", mirror)
-
-
 @functools.lru_cache(maxsize=4)
 def index(mirror: str) -> Index:
     """The index of a mirror, read once. Raises :class:`UcllmError` when there is none that can be read."""
@@ -92,7 +85,7 @@ def index(mirror: str) -> Index:
             why = f"{INDEX}: {getattr(error, 'strerror', None) or error}"
         raise UcllmError(
             "mirror.unreadable",
-            _("The mirror {mirror} cannot be read.").format(mirror=shown(mirror)),
+            _("The mirror {mirror} cannot be read.").format(mirror=host.without_logins(mirror)),
             why,
             _("Name another with `--mirror`, or make it: `ucllm mirror create DIR --profile NAME`."),
         ) from error
@@ -101,7 +94,6 @@ def index(mirror: str) -> Index:
 def _read(address: str) -> bytes:
     """What lies there. Tried again as :func:`host.fetch` does. Raises ``OSError`` with the reason."""
     import http.client
-    import urllib.error
     import urllib.request
 
     for wait in (*host.RETRY_WAITS_S, None):
@@ -110,11 +102,7 @@ def _read(address: str) -> bytes:
                 body: bytes = answer.read()
                 return body
         except (OSError, http.client.HTTPException) as error:
-            reason, final = str(getattr(error, "reason", error)), isinstance(error, http.client.InvalidURL)
-            if isinstance(error, urllib.error.HTTPError):
-                error.close()
-                reason = f"HTTP {error.code} {error.reason}"
-                final = error.code < 500 and error.code not in (408, 429)
+            reason, final = host.failure(error)
             if wait is None or final:
                 raise OSError(reason) from error
         time.sleep(wait)
@@ -146,15 +134,16 @@ def fetch(
     entry = index(workspace.mirror).by_sha256.get(sha256)
     if entry is None:
         raise _lacking(workspace, target.name)
-    _get(workspace, entry, target, progress)
+    get(workspace, entry, target, progress)
 
 
-def _get(
+def get(
     workspace: Workspace,
     entry: Entry,
     target: Path,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> None:
+    """Fetch a file of the workspace's mirror. Raises :class:`UcllmError`."""
     try:
         host.fetch(_address(workspace.mirror, entry.path), target, entry.sha256, progress=progress)
     except UcllmError as error:
@@ -165,7 +154,7 @@ def _get(
         raise UcllmError(
             problem.code,
             problem.what,
-            why.format(mirror=shown(workspace.mirror), reason=problem.why),
+            why.format(mirror=host.without_logins(workspace.mirror), reason=problem.why),
             advice(workspace),
         ) from error
 
@@ -179,7 +168,7 @@ def advice(workspace: Workspace) -> str:
 def _lacking(workspace: Workspace, name: str) -> UcllmError:
     return UcllmError(
         "mirror.lacks",
-        _("The mirror {mirror} has no {name}.").format(mirror=shown(workspace.mirror), name=name),
+        _("The mirror {mirror} has no {name}.").format(mirror=host.without_logins(workspace.mirror), name=name),
         _("With a mirror nothing else is asked."),
         _("Complete it where the network can be reached: {command}.").format(command=_create(workspace)),
     )
@@ -231,7 +220,7 @@ def git_source(workspace: Workspace, source: Source) -> str:
         entry = index(workspace.mirror).files.get(bundle_path(source))
         if entry is None:
             raise _lacking(workspace, bundle_path(source))
-        _get(workspace, entry, Path(origin))
+        get(workspace, entry, Path(origin))
     return origin
 
 
@@ -245,22 +234,10 @@ def fetch_solution(workspace: Workspace, inputs: str, target: Path) -> None:
     entry = index(workspace.mirror).files.get(solution_path(inputs))
     if entry is None:
         raise _lacking(workspace, _("solution of these conda packages"))
-    _get(workspace, entry, target)
+    get(workspace, entry, target)
 
 
-def fetch_built(workspace: Workspace, folder: Path) -> None:
-    """Put an entry of the wheel cache where it belongs, by one rename, if the mirror has it."""
-    if not workspace.mirror or folder.exists():
-        return
-    known = index(workspace.mirror).files
-    found = [
-        entry for path, entry in known.items() if PurePosixPath(path).parent == PurePosixPath("built", folder.name)
-    ]
-    if not found:
-        return
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    for entry in found:
-        _get(workspace, entry, part / PurePosixPath(entry.path).name)
-    if not folder.exists():  # another workspace may have built it by now
-        part.rename(folder)
-    shutil.rmtree(part, ignore_errors=True)
+def built(workspace: Workspace, name: str) -> list[Entry]:
+    """The files of an entry of the wheel cache, as far as the workspace's mirror has it."""
+    known = index(workspace.mirror).files if workspace.mirror else {}
+    return [entry for path, entry in known.items() if PurePosixPath(path).parent == PurePosixPath("built", name)]

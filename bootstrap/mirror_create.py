@@ -180,7 +180,7 @@ class _Maker:
             self.say(_("fetching {name}").format(name=name))
             target.unlink(missing_ok=True)
             host.fetch(url, target, sha256)
-        return [Entry(kind, name, path, sha256, target.stat().st_size, mirror.shown(url))]
+        return [Entry(kind, name, path, sha256, target.stat().st_size, host.without_logins(url))]
 
     def _sdist(self, lock: Path) -> list[Entry]:
         """A source distribution. pip would run its code to learn what it needs: it is fetched without pip."""
@@ -214,7 +214,7 @@ class _Maker:
         target, there = self.folder / path, self.known.files.get(path)
         if there is not None and target.is_file() and sha256_file(target) == there.sha256:
             return [there]
-        self.say(_("cloning {url}").format(url=mirror.shown(source.url)))
+        self.say(_("cloning {url}").format(url=host.without_logins(source.url)))
         bare = self.folder / WORK / f"{source.folder}.git"
         shutil.rmtree(bare, ignore_errors=True)  # of a clone that was killed
         log = self.folder / WORK / f"{source.folder}.txt"
@@ -229,7 +229,7 @@ class _Maker:
 
         run("clone", "--bare", source.url, str(bare))
         if commit_of(source.commit) != source.commit:
-            what = _("{url} has no commit {commit}.").format(url=mirror.shown(source.url), commit=source.commit)
+            what = _("{url} has no commit {commit}.").format(url=host.without_logins(source.url), commit=source.commit)
             raise UcllmError("source.no-commit", what, hint=_("Look at the profile's `[sources]`."))
         run("-C", str(bare), "update-ref", "refs/heads/ucllm", source.commit)
         # The commit decides: a tag that was moved since stays out.
@@ -325,7 +325,7 @@ class _Maker:
 
     def _made(self, kind: str, name: str, path: str, url: str = "") -> Entry:
         target = self.folder / path
-        return Entry(kind, name, path, sha256_file(target), target.stat().st_size, mirror.shown(url))
+        return Entry(kind, name, path, sha256_file(target), target.stat().st_size, host.without_logins(url))
 
 
 def _fail(error: UcllmError) -> list[Entry]:

@@ -56,11 +56,12 @@ class Collector:
         """torch as setup tries it: the CPU wheel from the index, then from PyTorch's, else the default wheel."""
         torch = self.profile.torch
         assert torch is not None  # noqa: S101  the caller has looked
-        for options in ((), ("--find-links", torch.index, "--retries", "0", "--timeout", "10")):
+        for options in ((), torch.pip_options):
             try:
                 return self.wheels(self.profile.folder / torch.lock, python, *options)
             except UcllmError as error:
-                if error.problems[0].code != "mirror.no-wheel":
+                last = bool(options) and not torch.default_lock
+                if last or error.problems[0].code != "mirror.no-wheel":
                     raise
         self.say(_("torch: no CPU wheel can be had here, so the index's default wheel is taken"))
         return self.wheels(self.profile.folder / torch.default_lock, python)
@@ -151,7 +152,7 @@ def require_same(folder: Path, known: Index, path: str, sha256: str) -> None:
 #: As setup installs; what it says at length tells where each file came from.
 _EXACT = (
     *("--require-hashes", "--no-deps", "--only-binary", ":all:"),
-    *("--no-input", "--disable-pip-version-check", "--progress-bar", "off", "-vv"),
+    *(*host.PIP_QUIET, "-vv"),
 )
 
 
@@ -204,7 +205,7 @@ def _urls(log: Path) -> dict[str, str]:
     """File name to address, as pip says them, which leaves passwords out."""
     text = log.read_text(encoding="utf-8", errors="replace")
     links = (link.partition("#")[0] for link in re.findall(r"Found link (\S+)", text))
-    return {urllib.parse.unquote(link.rpartition("/")[2]): mirror.shown(link) for link in links}
+    return {urllib.parse.unquote(link.rpartition("/")[2]): host.without_logins(link) for link in links}
 
 
 def _failed(lock: Path, python: str, log: Path) -> UcllmError:

@@ -43,6 +43,11 @@ class TorchSource:
     default_download_gb: float = 0
     default_disk_gb: float = 0
 
+    @property
+    def pip_options(self) -> tuple[str, ...]:
+        """Lets pip look into ``index`` too, without waiting long where it cannot be reached."""
+        return ("--find-links", self.index, "--retries", "0", "--timeout", "10")
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -226,15 +231,21 @@ def load(name: str) -> Profile:
     :class:`UcllmError` for an unknown name and for a file that is no profile.
     """
     if "/" in name:
-        folder = Path(os.path.expanduser(name)).absolute()  # noqa: PTH111  Path's own raises for an unknown user
-        return _load(str(folder), folder)
+        return _load(str(folder_of(name)), folder_of(name))
     if name not in profile_names():
         raise UcllmError(
             "profile.unknown",
             _("There is no profile `{name}`.").format(name=name),
             hint=did_you_mean(name, profile_names()),
         )
-    return _load(name, locks_dir() / name)
+    return _load(name, folder_of(name))
+
+
+def folder_of(name: str) -> Path:
+    """Where a profile lies, or would: what has a ``/`` is a path."""
+    if "/" in name:
+        return Path(os.path.expanduser(name)).absolute()  # noqa: PTH111  Path's own raises for an unknown user
+    return locks_dir() / name
 
 
 def _load(name: str, folder: Path) -> Profile:
@@ -296,7 +307,7 @@ def _read(name: str, folder: Path, data: Mapping[str, Any]) -> Profile:
         env_kind=data["python"].get("kind", "venv"),
         pins=tuple(pin for lock in locks for pin in read_lock(folder / lock)),
         ranges=tuple(packages.get("requirements", ())),
-        digests={path.name: digest(path) for path in sorted(folder.glob("*lock*")) if path.is_file()},
+        digests={path.name: digest(path) for path in sorted(folder.glob("*.lock"))},
         torch=torch,
         sizes=packages.get("sizes", {}),
         machine=_table(Needs, data, "machine") or Needs(),

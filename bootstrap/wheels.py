@@ -16,9 +16,9 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bootstrap import activation, host, mirror
@@ -55,12 +55,6 @@ class Build:
         return hashlib.sha256(json.dumps(dict(self.inputs), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
-    def folder(self) -> Path:
-        """Where the cache keeps it: the shared one, or the workspace's where that cannot be written."""
-        found = cached(self)
-        return found.parent if found else self.folders[0]
-
-    @property
     def folders(self) -> tuple[Path, ...]:
         """Where it may be kept, best first."""
         return tuple(cache / f"{self.name}-{self.key}" for cache in caches(self.workspace))
@@ -76,10 +70,9 @@ class Build:
 
     def argv(self, python: Path, target: Path, checkout: Path | None) -> tuple[str, ...]:
         """pip, told to build one wheel into ``target`` with the packages that the environment has."""
-        quiet = ("-v", "--no-input", "--disable-pip-version-check", "--progress-bar", "off")
         # Not -I: a build's own children must see the environment as this Python does.
-        what = self.source or (str(checkout),)
-        return (str(python), "-m", "pip", "wheel", *_EXACT, *quiet, *self.options, "-w", str(target), *what)
+        what, place = self.source or (str(checkout),), ("-w", str(target))
+        return (str(python), "-m", "pip", "wheel", *_EXACT, "-v", *host.PIP_QUIET, *self.options, *place, *what)
 
     def _typed(self, argv: tuple[str, ...]) -> str:
         return " ".join((*(f"{name}={shlex.quote(value)}" for name, value in self.variables.items()), shlex.join(argv)))
@@ -102,20 +95,22 @@ def caches(workspace: Path) -> tuple[Path, ...]:
     shared = [Path(named)] if named else [Path(xdg, "ucllm")] if xdg else [Path(home, ".cache", "ucllm")]
     if not named and not xdg and home == "~":
         shared = []
-    return tuple(base.absolute() / "wheels" for base in (*shared, workspace / ".ucllm" / "cache"))
+    return tuple(base.absolute() / "wheels" for base in (*shared, Workspace(workspace).state / "cache"))
 
 
 def cached(build: Build) -> Path | None:
     """The wheel, if it was built before and is as it was then."""
-    for folder in build.folders:
-        record = _record(folder)
-        wheel = folder / str(record.get("wheel", ""))
-        try:
-            if wheel.suffix == ".whl" and sha256_file(wheel) == record.get("sha256"):
-                return wheel
-        except OSError:
-            continue
-    return None
+    return next((wheel for folder in build.folders if (wheel := _whole(folder))), None)
+
+
+def _whole(folder: Path) -> Path | None:
+    """The wheel of an entry, if the entry is there and whole."""
+    record = _record(folder)
+    wheel = folder / str(record.get("wheel", ""))
+    try:
+        return wheel if wheel.suffix == ".whl" and sha256_file(wheel) == record.get("sha256") else None
+    except OSError:
+        return None
 
 
 def last_seconds(build: Build) -> float | None:
@@ -144,7 +139,7 @@ def build(wanted: Build, workspace: Workspace, log: Path, doing: Doing, environm
     """
     for folder in wanted.folders:
         try:
-            mirror.fetch_built(workspace, folder)
+            fetch_built(workspace, folder)
             break
         except OSError:  # the shared cache cannot be written
             continue
@@ -171,6 +166,19 @@ def build(wanted: Build, workspace: Workspace, log: Path, doing: Doing, environm
     kept = _keep(wanted, made[0], seconds, doing)
     shutil.rmtree(scratch, ignore_errors=True)
     return kept
+
+
+def fetch_built(workspace: Workspace, folder: Path) -> None:
+    """Put an entry of the cache where it belongs, if the workspace's mirror has it."""
+    entries = mirror.built(workspace, folder.name)
+    if not entries or folder.exists():
+        return
+
+    def fill(part: Path) -> None:
+        for entry in entries:
+            mirror.get(workspace, entry, part / PurePosixPath(entry.path).name)
+
+    _enter(folder, fill)
 
 
 def _verify(built: Build, wheel: Path, log: Path) -> None:
@@ -208,12 +216,7 @@ def _keep(built: Build, wheel: Path, seconds: float, doing: Doing) -> Path:
 
 
 def _put(built: Build, wheel: Path, seconds: float, folder: Path) -> Path:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for old in folder.parent.glob("*.part"):
-        if time.time() - old.stat().st_mtime > _OLD_S:
-            shutil.rmtree(old, ignore_errors=True)
-    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
-    try:
+    def fill(part: Path) -> None:
         shutil.copy2(wheel, part / wheel.name)
         record = {
             "name": built.name,
@@ -224,17 +227,30 @@ def _put(built: Build, wheel: Path, seconds: float, folder: Path) -> Path:
             "inputs": dict(built.inputs),
         }
         (part / "build.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    _enter(folder, fill)
+    found = _whole(folder)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    return found
+
+
+def _enter(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let an entry of the cache appear whole, by one rename; a damaged one gives way."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for old in folder.parent.glob("*.part"):
+        if time.time() - old.stat().st_mtime > _OLD_S:
+            shutil.rmtree(old, ignore_errors=True)
+    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        fill(part)
         part.chmod(0o755)
-        if os.path.lexists(folder) and cached(built) is None:  # a damaged entry
+        if os.path.lexists(folder) and _whole(folder) is None:
             folder.rename(f"{part}.damaged.part")
         if not folder.exists():  # else another workspace was faster, and its wheel is as good
             part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    found = cached(built)
-    if found is None:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-    return found
 
 
 def install(wheel: Path, workspace: Workspace, log: Path, environment: Mapping[str, str]) -> None:
@@ -245,5 +261,5 @@ def install(wheel: Path, workspace: Workspace, log: Path, environment: Mapping[s
 
 def install_argv(python: Path, wheel: Path) -> tuple[str, ...]:
     """pip, told to install exactly this file."""
-    exact = ("--no-deps", "--force-reinstall", "--no-index", "--no-input", "--disable-pip-version-check")
-    return (str(python), "-I", "-m", "pip", "install", *exact, str(wheel))
+    exact = ("--no-deps", "--force-reinstall", "--no-index")
+    return (str(python), "-I", "-m", "pip", "install", *exact, *host.PIP_QUIET, str(wheel))

@@ -113,7 +113,7 @@ def test_every_ucllm_command_is_accepted(line: str, tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_bytes(recipe.read_bytes())
     words = shlex.split(line.replace("~", str(tmp_path)))
     if words[0] == "mirror":
-        words.append("--help")  # what it does needs a network: tests/bootstrap/test_mirror.py
+        words.append("--help")  # what it does needs a network: tests/bootstrap/mirror
     else:
         words += ["--dry-run", "--profile", "cpu"]
     done = subprocess.run(

@@ -105,22 +105,24 @@ class LazyGroup(click.Group):
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+workspace_option = click.option(
+    "--workspace", type=click.Path(path_type=Path, file_okay=False), help=_("The workspace directory.")
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help=_("One JSON object on stdout, everything else on stderr.")
+)
+verbose_option = click.option("-v", "--verbose", is_flag=True, help=_("Show tracebacks."))
+
+
+def profile_option(*, required: bool = False) -> Callable[[F], F]:
+    """The option that names a profile; by default one is recorded or found."""
+    text = _("What must be true: the name of a profile, or a folder with one.")
+    return click.option("--profile", required=required, help=text, envvar="UCLLM_PROFILE")
+
+
 def common_options(function: F) -> F:
     """The options of every command that works on a workspace."""
-    options = [
-        click.option(
-            "--workspace", type=click.Path(path_type=Path, file_okay=False), help=_("The workspace directory.")
-        ),
-        click.option(
-            "--profile",
-            help=_("What must be true: the name of a profile, or a folder with one."),
-            envvar="UCLLM_PROFILE",
-        ),
-        click.option(
-            "--json", "as_json", is_flag=True, help=_("One JSON object on stdout, everything else on stderr.")
-        ),
-        click.option("-v", "--verbose", is_flag=True, help=_("Show tracebacks.")),
-    ]
+    options = [workspace_option, profile_option(), json_option, verbose_option]
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from bootstrap import mirror, profiles
-from bootstrap.cli.base import LazyGroup, Report, finish
+from bootstrap.cli.base import LazyGroup, Report, finish, json_option, profile_option, verbose_option
 from bootstrap.profiles import Profile
 from pipeline.errors import Problem, UcllmError, did_you_mean
 from pipeline.i18n import N_, _
@@ -40,18 +40,11 @@ def command() -> None:
 
 
 _folder = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-_json = click.option("--json", "as_json", is_flag=True, help=_("One JSON object on stdout, everything else on stderr."))
-_verbose = click.option("-v", "--verbose", is_flag=True, help=_("Show tracebacks."))
 
 
 @click.command(help=_("Collect everything that a profile fetches in DIR. What is there already is kept."))
 @_folder
-@click.option(
-    "--profile",
-    required=True,
-    help=_("What must be true: the name of a profile, or a folder with one."),
-    envvar="UCLLM_PROFILE",
-)
+@profile_option(required=True)
 @click.option(
     "--python",
     "asked",
@@ -64,8 +57,8 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help=_("Show tracebacks
     metavar="SM",
     help=_("The GPU that built wheels are for, such as sm_89; default: the profile's."),
 )
-@_json
-@_verbose
+@json_option
+@verbose_option
 def create(
     *,
     folder: Path,
@@ -94,8 +87,8 @@ def create(
 
 @click.command(help=_("Compare every file in DIR with its index: size and sha256, what is missing, what is not in it."))
 @_folder
-@_json
-@_verbose
+@json_option
+@verbose_option
 def verify(
     *,
     folder: Path,

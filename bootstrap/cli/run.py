@@ -14,6 +14,7 @@ import click
 
 from bootstrap import activation
 from bootstrap import workspace as workspaces
+from bootstrap.cli.base import workspace_option
 from pipeline.errors import UcllmError
 from pipeline.i18n import _
 
@@ -37,7 +38,7 @@ class StartError(UcllmError):
     options_metavar="[--workspace DIR]",
     context_settings={"allow_interspersed_args": False},
 )
-@click.option("--workspace", type=click.Path(path_type=Path, file_okay=False), help=_("The workspace directory."))
+@workspace_option
 @click.argument("words", metavar="-- CMD ARGS...", nargs=-1, type=click.UNPROCESSED)
 def command(*, workspace: Path | None, words: tuple[str, ...]) -> None:
     """Become the command: its exit code is ours, and signals go to it."""

@@ -13,6 +13,7 @@ import click
 
 from bootstrap import activation
 from bootstrap import workspace as workspaces
+from bootstrap.cli.base import workspace_option
 from bootstrap.cli.run import become
 from pipeline.errors import UcllmError
 from pipeline.i18n import _
@@ -22,7 +23,7 @@ FILES = Path(activation.__file__).parent / "shells"
 
 
 @click.command(help=_("Start your shell in the workspace's environment; `exit` leaves it."))
-@click.option("--workspace", type=click.Path(path_type=Path, file_okay=False), help=_("The workspace directory."))
+@workspace_option
 @click.option("--export", is_flag=True, help=_("Print what sets the variables, for `eval` in a shell that is running."))
 def command(*, workspace: Path | None, export: bool) -> None:
     """Become the shell."""

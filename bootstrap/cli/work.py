@@ -19,8 +19,7 @@ from bootstrap import workspace as workspaces
 from bootstrap.cli.base import Chosen, Report, choose_profile, finish
 from bootstrap.facts import Facts
 from bootstrap.facts.collect import TIMEOUTS_S, collect
-from bootstrap.findings import BLOCKED, FAIL, OK, SKIPPED, UNKNOWN, Finding
-from bootstrap.mirror import shown
+from bootstrap.findings import BLOCKED, OK, SKIPPED, UNKNOWN, Finding
 from bootstrap.profiles import Profile
 from bootstrap.requirements import QUICK, TIERS, Action, Requirement
 from bootstrap.workspace import Workspace
@@ -53,7 +52,7 @@ class Work:
         """The report's data."""
         return {
             "workspace": str(self.workspace.root),
-            "mirror": shown(self.workspace.mirror),
+            "mirror": host.without_logins(self.workspace.mirror),
             "profile": {"name": self.profile.name, "reason": self.chosen.reason},
             "requirements": [describe(item, self.profile) for item in self.requirements if item.id not in self.skip],
             "findings": [finding.as_json() for finding in findings],
@@ -93,14 +92,9 @@ class Work:
 
     def plan(self, *, warnings: bool = False) -> list[dict[str, Any]]:
         """What fixing would do now, as JSON."""
-        waits: set[str] = set()  # for what nobody will repair
-        for finding in runner.diagnose(self.profile, self.facts, self.requirements, self.tier):
-            if finding.status in (FAIL, UNKNOWN, BLOCKED) and (
-                finding.id in self.skip or waits & {*finding.blocked_by}
-            ):
-                waits.add(finding.id)
-        able = [item for item in self.mendable() if item.id not in waits]
-        planned = runner.plans(self.profile, self.facts, able, self.workspace, tier=self.tier, warnings=warnings)
+        planned = runner.plans(
+            self.profile, self.facts, self.mendable(), self.workspace, tier=self.tier, warnings=warnings
+        )
         return [
             {
                 "requirement": item.requirement.id,
@@ -109,6 +103,7 @@ class Work:
                 "waits_for": list(item.waits_for),
             }
             for item in planned
+            if not {*self.skip} & {*item.waits_for}
             for action in item.actions
         ]
 
@@ -140,7 +135,7 @@ class Choice:
         text = _("Profile {profile} ({reason}), workspace {workspace}")
         line = text.format(profile=self.profile.name, reason=self.chosen.reason, workspace=self.workspace.root)
         if self.workspace.mirror:
-            line += _(", mirror {mirror}").format(mirror=shown(self.workspace.mirror))
+            line += _(", mirror {mirror}").format(mirror=host.without_logins(self.workspace.mirror))
         click.echo(line)
 
 

@@ -138,14 +138,7 @@ def _task(profile: Profile, conda: Conda) -> dict[str, Any]:
         channel = conda.channel_of.get(name)
         where = f"{channel_urls(channel, profile.folder)[0]}::" if channel else ""
         specs.append(f"{where}{name} =={version} {build}".rstrip())
-    virtual = [
-        ("__unix", "0", "0"),
-        ("__linux", "3.10", "0"),  # the kernel that the oldest systems with glibc 2.17 have
-        ("__glibc", needs.glibc, "0"),
-        ("__archspec", "1", machine),
-        # Declared, not detected: a login node has no GPU, and resolves for those that have.
-        *([("__cuda", profile.cuda.version, "0")] if profile.cuda else []),
-    ]
+    virtual = virtual_packages(machine, needs.glibc, profile.cuda.version if profile.cuda else "")
     return {
         "lock": str(lock or ""),
         "subdir": SUBDIRS.get(machine, f"linux-{machine}"),
@@ -153,6 +146,18 @@ def _task(profile: Profile, conda: Conda) -> dict[str, Any]:
         "specs": specs,
         "virtual": virtual,
     }
+
+
+def virtual_packages(machine: str, glibc: str, cuda: str) -> list[tuple[str, str, str]]:
+    """The machine that is solved for: name, version and build of what no channel has. ``cuda`` may be empty."""
+    return [
+        ("__unix", "0", "0"),
+        ("__linux", "3.10", "0"),  # the kernel that the oldest systems with glibc 2.17 have
+        ("__glibc", glibc, "0"),
+        ("__archspec", "1", machine),
+        # Declared, not detected: a login node has no GPU, and resolves for those that have.
+        *([("__cuda", cuda, "0")] if cuda else []),
+    ]
 
 
 def inputs(profile: Profile) -> str:

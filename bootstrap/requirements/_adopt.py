@@ -30,12 +30,10 @@ _IMPORT = f"import json, torch; print('\\n{MARK}' + json.dumps(torch.__file__))"
 
 def check(profile: Profile, facts: Facts) -> Finding:
     """The environment is ours and its torch is the adopted Python's. Which Python the shell offers now is no matter."""
-    env = facts.env
+    env, unusable = facts.env, _anew.unusable(facts)
+    if unusable:
+        return _failing(profile, facts, *unusable)
     looked = _("looked at {path}").format(path=env.path)
-    if env.state == "absent":
-        return _failing(profile, facts, _("There is no Python environment yet."), (looked,))
-    if env.state == "broken":
-        return _failing(profile, facts, _("The Python environment does not work."), (looked, env.error))
     version = _("Python {version}").format(version=env.version)
     if not env.base:
         return _failing(profile, facts, _("The Python environment adopts no other Python."), (looked, version))
@@ -47,10 +45,9 @@ def check(profile: Profile, facts: Facts) -> Finding:
         if env.torch
         else _("torch is not installed"),
     )
-    if env.minor not in profile.pythons:
-        wanted = _("Python {version} is not one this profile supports ({supported}).")
-        summary = wanted.format(version=env.minor, supported=", ".join(profile.pythons))
-        return _failing(profile, facts, summary, seen)
+    unsupported = _anew.unsupported(profile, facts)
+    if unsupported:
+        return _failing(profile, facts, unsupported, seen)
     if env.torch is None:
         return _failing(profile, facts, _("The adopted Python has no torch any more."), seen)
     if env.torch.folder.startswith(f"{env.prefix}/"):

@@ -8,10 +8,29 @@ from pathlib import Path
 from bootstrap import host
 from bootstrap.facts import Facts
 from bootstrap.facts.env import UNFINISHED
+from bootstrap.profiles import Profile
 from bootstrap.requirements import Action, Doing, _aside
 from bootstrap.workspace import Workspace
 from pipeline.errors import UcllmError
 from pipeline.i18n import _
+
+
+def unusable(facts: Facts) -> tuple[str, tuple[str, ...]] | None:
+    """Why there is nothing to look into: a summary and the evidence; ``None`` for an environment that works."""
+    looked = _("looked at {path}").format(path=facts.env.path)
+    if facts.env.state == "absent":
+        return _("There is no Python environment yet."), (looked,)
+    if facts.env.state == "broken":
+        return _("The Python environment does not work."), (looked, facts.env.error)
+    return None
+
+
+def unsupported(profile: Profile, facts: Facts) -> str:
+    """That its Python is not one of the profile's; empty if it is."""
+    if facts.env.minor in profile.pythons:
+        return ""
+    text = _("Python {version} is not one this profile supports ({supported}).")
+    return text.format(version=facts.env.minor, supported=", ".join(profile.pythons))
 
 
 def actions(facts: Facts, text: str, commands: tuple[str, ...], make: Callable[[], None]) -> list[Action]:

@@ -145,9 +145,9 @@ def plan(requirement_id: str, build: Build, profile: Profile, facts: Facts, work
         text = _("Build {name} ({details})") if details else _("Build {name}")
         text = text.format(name=build.name, details=details)
         several = beside(profile, facts) > 1 or "MAX_JOBS" not in build.variables
-        actions.append(Action(text, (build.command(python, build.folder),), compile_it, background=several))
+        actions.append(Action(text, (build.command(python, build.folders[0]),), compile_it, background=several))
     text = _("Install the built {name}") if found is None else _("Install {name}, built before, from the cache")
-    command = shlex.join(wheels.install_argv(python, found or build.folder))
+    command = shlex.join(wheels.install_argv(python, found or build.folders[0]))
     if found is None:  # the wheel's name is known once it is built
         command += "/*.whl"
     actions.append(Action(text.format(name=build.name), (command,), install))

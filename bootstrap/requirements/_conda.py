@@ -8,7 +8,7 @@ from pathlib import Path
 from bootstrap import conda, host
 from bootstrap.facts import Facts
 from bootstrap.profiles import Profile
-from bootstrap.requirements import Action, Doing, _anew
+from bootstrap.requirements import Action, Doing, _anew, _pip
 from bootstrap.workspace import Workspace
 from pipeline.i18n import _
 
@@ -28,8 +28,7 @@ def actions(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action
         solution = conda.resolve(profile, workspace, lambda _text: None)
         conda.install(solution.closure(*FIRST), env, workspace, lambda _text: None)
         if "pip" not in solution.pins:
-            argv = (str(env / "bin" / "python"), "-I", "-m", "ensurepip", "--upgrade", "--default-pip")
-            host.run_logged(argv, log=log)
+            host.run_logged(_pip.ensurepip(env / "bin" / "python"), log=log)
 
     create = ("conda", "create", "--prefix", str(env), f"python={profile.pythons[-1]}", "pip", "-y")
     text = _("Make the environment with conda's Python {version}").format(version=profile.pythons[-1])

@@ -19,11 +19,16 @@ METADATA = r"pip-.*\.dist-info"
 EVERYTHING = rf"pip([0-9]+(\.[0-9]+)?)?|{METADATA}"
 
 
+def ensurepip(python: Path) -> tuple[str, ...]:
+    """The command that lets ``python`` install the pip it brings."""
+    return (str(python), "-I", "-m", "ensurepip", "--upgrade", "--default-pip")
+
+
 def action(requirement_id: str, text: str, facts: Facts, old: str) -> Action:
     """Move aside what the expression ``old`` matches in ``bin`` and site-packages, then let ``ensurepip`` install."""
     python, workspace = Path(facts.env.interpreter), Workspace(Path(facts.workspace))
     folders = (python.parent, Path(facts.env.path) / "lib" / f"python{facts.env.minor}" / "site-packages")
-    argv = (str(python), "-I", "-m", "ensurepip", "--upgrade", "--default-pip")
+    argv = ensurepip(python)
 
     def put(doing: Doing) -> None:
         # Asked before anything is moved: some systems' Pythons have no ensurepip.

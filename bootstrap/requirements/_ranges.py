@@ -84,8 +84,7 @@ def actions(profile: Profile, facts: Facts, workspace: Workspace | None = None) 
     workspace = workspace or Workspace(Path(facts.workspace))  # a finding names no mirror
     pins = constraints(facts, set(wrong.values()))
     file = workspace.state / "cache" / "adopted-constraints.txt"
-    quiet = ("--no-input", "--disable-pip-version-check", "--progress-bar", "off")
-    install = (str(workspace.python), "-I", "-m", "pip", "install", "--only-binary", ":all:", *quiet)
+    install = (str(workspace.python), "-I", "-m", "pip", "install", "--only-binary", ":all:", *host.PIP_QUIET)
     argv = (*install, "--constraint", str(file), *wrong)
     broken = [name for name in _broken(facts) if name in wrong.values()]
 

@@ -83,9 +83,8 @@ def shorten(names: list[str]) -> str:
 def pip(python: Path, lock: Path, *more: str) -> tuple[str, ...]:
     """pip, told to install exactly the lock: every hash checked, wheels only, nothing resolved."""
     exact = ("--require-hashes", "--no-deps", "--only-binary", ":all:")
-    quiet = ("--no-input", "--disable-pip-version-check", "--progress-bar", "off")
     # -I: a PYTHONPATH of the user's must not make pip believe that something is installed already.
-    return (str(python), "-I", "-m", "pip", "install", *exact, *quiet, *more, "-r", str(lock))
+    return (str(python), "-I", "-m", "pip", "install", *exact, *host.PIP_QUIET, *more, "-r", str(lock))
 
 
 def pip_environment(workspace: Workspace, name: str = "tmp") -> dict[str, str]:
@@ -168,8 +167,7 @@ def _install_torch(
     """
     python, env = workspace.python, pip_environment(workspace)
     lock = profile.folder / torch.lock
-    theirs = ("--find-links", torch.index, "--retries", "0", "--timeout", "10")
-    places = ((_("the configured package index"), ()), (_("PyTorch's own list of wheels"), theirs))
+    places = ((_("the configured package index"), ()), (_("PyTorch's own list of wheels"), torch.pip_options))
     tried = ((_("the mirror"), ()),) if workspace.mirror else places
     for number, (where, options) in enumerate(tried, 1):
         before = log.stat().st_size if log.exists() else 0

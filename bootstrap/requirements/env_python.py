@@ -18,12 +18,10 @@ def check(profile: Profile, facts: Facts) -> Finding:
     """A working environment of the profile's kind with a supported Python and pip."""
     if profile.env_kind == "adopt":
         return _adopt.check(profile, facts)
-    env = facts.env
+    env, unusable = facts.env, _anew.unusable(facts)
+    if unusable:
+        return _failing(profile, facts, *unusable)
     looked = _("looked at {path}").format(path=env.path)
-    if env.state == "absent":
-        return _failing(profile, facts, _("There is no Python environment yet."), (looked,))
-    if env.state == "broken":
-        return _failing(profile, facts, _("The Python environment does not work."), (looked, env.error))
     seen = (looked, _("Python {version}").format(version=env.version))
     if not _right_kind(profile, facts):
         if profile.env_kind == "conda":
@@ -34,9 +32,9 @@ def check(profile: Profile, facts: Facts) -> Finding:
             wrong = _("it is not a virtual environment")
         found = _("its Python says that it is installed in {prefix}").format(prefix=env.prefix)
         return _failing(profile, facts, _("The Python environment does not work."), (looked, wrong, found))
-    if env.minor not in profile.pythons:
-        wanted = _("Python {version} is not one this profile supports ({supported}).")
-        return _failing(profile, facts, wanted.format(version=env.minor, supported=", ".join(profile.pythons)), seen)
+    unsupported = _anew.unsupported(profile, facts)
+    if unsupported:
+        return _failing(profile, facts, unsupported, seen)
     if not env.has_pip:
         return _failing(profile, facts, _("The Python environment has no pip."), seen)
     return ok(_("Python {version} in .venv").format(version=env.version), *seen)

@@ -8,7 +8,7 @@ from pathlib import Path
 from bootstrap.facts import Deepspeed, Facts
 from bootstrap.findings import Finding, Remedy, fail, ok, skipped, unknown, warn
 from bootstrap.profiles import Profile
-from bootstrap.requirements import Action, Requirement, _compile, _extension
+from bootstrap.requirements import Action, Requirement, _compile, _extension, machine_libaio
 from bootstrap.versions import minor
 from bootstrap.wheels import Build
 from bootstrap.workspace import Workspace
@@ -109,8 +109,7 @@ def options(profile: Profile, facts: Facts) -> dict[str, str]:
 
 def without(facts: Facts) -> tuple[str, ...]:
     """The ops that cannot be built on this machine, and without which training runs."""
-    libaio = facts.tools.headers.get("libaio.h") and facts.tools.libraries.get("libaio")
-    return () if libaio else ("async_io",)
+    return () if all(machine_libaio.places(facts).values()) else ("async_io",)
 
 
 def _flag(op: str) -> str:

@@ -154,6 +154,15 @@ def stamps(folder: Path) -> Mapping[str, tuple[int, int]]:
 
 
 @contextlib.contextmanager
+def shared_folder(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder, not made yet, that all workers of this test run share; only one of them works in the ``with``."""
+    base = factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with one_worker_at_a_time(base.parent / f"{name}.lock"):
+        yield root / name
+
+
+@contextlib.contextmanager
 def one_worker_at_a_time(file: Path) -> Iterator[None]:
     """Hold ``file`` against the other workers of this test run."""
     with file.open("w") as stream:
@@ -163,9 +172,7 @@ def one_worker_at_a_time(file: Path) -> Iterator[None]:
 
 def made_once(factory: pytest.TempPathFactory, name: str, write: Callable[[Path], Tiny], profile: str) -> Path:
     """A folder whose workspace `setup` finished, made once for all workers: making a venv takes seconds."""
-    base = factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    with one_worker_at_a_time(base.parent / f"{name}.lock"):
+    with shared_folder(factory, name) as root:
         if not root.exists():
             root.mkdir()
             outcome = write(root)("setup", "--profile", profile, "--json")
@@ -212,9 +219,7 @@ def step_0(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All of Step 0 made once for all workers: the profile of stand-ins, its channel, and its workspace; read only."""
     from tests.bootstrap import whole
 
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "step-0"
-    with one_worker_at_a_time(base.parent / "step-0.lock"):
+    with shared_folder(tmp_path_factory, "step-0") as root:
         if not (root / "said.json").exists():
             shutil.rmtree(root, ignore_errors=True)
             whole.finish(root)

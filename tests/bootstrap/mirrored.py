@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
+from tests.bootstrap import wheels
 from tests.bootstrap.conftest import Outcome, Tiny
 from tests.bootstrap.server import Faulty
 from tests.bootstrap.test_sources import git
@@ -45,12 +44,7 @@ NOTHING_ELSE = {
 
 
 def _archive(member: str) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        info = tarfile.TarInfo(member)
-        info.size = len(TEXT)
-        archive.addfile(info, io.BytesIO(TEXT))
-    return buffer.getvalue()
+    return wheels.sdist({member: TEXT})
 
 
 class Mirrored(Tiny):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 from bootstrap import datasets, host
 from bootstrap.workspace import Workspace
 from pipeline.errors import UcllmError
+from tests.bootstrap import wheels
 from tests.bootstrap.server import Faulty, serving
 
 TEXT = b"The text of a book.\n"
@@ -23,12 +22,7 @@ CATALOGUE: dict[str, dict[str, object]] = {}
 
 
 def _sdist(member: str = "thing-1.0/book.txt") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        info = tarfile.TarInfo(member)
-        info.size = len(TEXT)
-        archive.addfile(info, io.BytesIO(TEXT))
-    return buffer.getvalue()
+    return wheels.sdist({member: TEXT})
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +40,17 @@ def build(
             # The date is fixed, so that the same wheel has the same hash in every worker.
             archive.writestr(zipfile.ZipInfo(path, (2024, 1, 1, 0, 0, 0)), body)
     return wheel
+
+
+def sdist(files: Mapping[str, bytes]) -> bytes:
+    """A source distribution: a tar archive of these files."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, body in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            archive.addfile(info, io.BytesIO(body))
+    return buffer.getvalue()
 
 
 def _digest(body: str) -> str:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import io
 import json
 import os
 import subprocess
-import tarfile
 import time
 import zipfile
 from collections.abc import Mapping
@@ -95,14 +93,10 @@ def _tree(name: str, version: str, **spec: Any) -> dict[str, str]:
 def _sdist(folder: Path, name: str, version: str, tree: Mapping[str, str]) -> str:
     """A source distribution among the wheels; returns its lock."""
     base = f"{name.replace('-', '_')}-{version}"
-    body = io.BytesIO()
-    with tarfile.open(fileobj=body, mode="w:gz") as tar:
-        for path, text in {**tree, "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"}.items():
-            entry = tarfile.TarInfo(f"{base}/{path}")
-            entry.size = len(text.encode())
-            tar.addfile(entry, io.BytesIO(text.encode()))
-    (folder / f"{base}.tar.gz").write_bytes(body.getvalue())
-    return f"{name}=={version} \\\n    --hash=sha256:{hashlib.sha256(body.getvalue()).hexdigest()}\n"
+    files = {**tree, "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"}
+    body = wheels.sdist({f"{base}/{path}": text.encode() for path, text in files.items()})
+    (folder / f"{base}.tar.gz").write_bytes(body)
+    return f"{name}=={version} \\\n    --hash=sha256:{hashlib.sha256(body).hexdigest()}\n"
 
 
 def commit(repository: Path, tree: Mapping[str, str], tag: str = "") -> str:

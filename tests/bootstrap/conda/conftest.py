@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -14,15 +13,13 @@ from bootstrap import conda, profiles
 from tests.bootstrap import conda_channel
 from tests.bootstrap.conda_channel import SUBDIR
 from tests.bootstrap.conda_workspace import setup, write
-from tests.bootstrap.conftest import Tiny, one_worker_at_a_time
+from tests.bootstrap.conftest import Tiny, shared_folder
 
 
 @pytest.fixture(scope="session")
 def conda_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The channel and the installer, packed once for all workers."""
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "conda"
-    with one_worker_at_a_time(base.parent / "conda.lock"):
+    with shared_folder(tmp_path_factory, "conda") as root:
         if not (root / "channel" / SUBDIR / "repodata.json").exists():
             conda_channel.write_channel(root / "channel")
             conda_channel.write_installer(root)
@@ -32,9 +29,7 @@ def conda_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def conda_finished(tmp_path_factory: pytest.TempPathFactory, conda_made: Path) -> Path:
     """A folder whose workspace setup finished, made once for all workers; read only."""
-    base = tmp_path_factory.getbasetemp()
-    root = conda_made.parent / "conda-finished"
-    with one_worker_at_a_time(base.parent / "conda-finished.lock"):
+    with shared_folder(tmp_path_factory, "conda-finished") as root:
         if not root.exists():
             root.mkdir()
             outcome = setup(write(root, conda_made))

@@ -7,8 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,22 +16,6 @@ from bootstrap.workspace import Workspace
 from pipeline.errors import UcllmError
 from tests.bootstrap.mirrored import BOOK, NO_NETWORK, ONLY, TEXT, Mirrored, append, healthy
 from tests.bootstrap.server import Faulty, serving
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Iterator[Mirrored]:
-    """The profile and where everything comes from; nothing is mirrored yet."""
-    with serving(Faulty()) as server:
-        yield Mirrored(tmp_path, server)
-
-
-@pytest.fixture
-def made(origin: Mirrored) -> Mirrored:
-    """The same, mirrored."""
-    outcome = origin.create()
-    assert outcome.code == 0, outcome.out + outcome.err
-    mirror.index.cache_clear()
-    return origin
 
 
 def test_setup_doctor_and_train_without_any_network(made: Mirrored) -> None:
@@ -88,7 +70,7 @@ def test_pip_is_told_to_trust_a_mirror_without_https(made: Mirrored, monkeypatch
     assert told["PIP_FIND_LINKS"] == "http://me:secret@mirror.example:81/m/wheels/index.html"
     assert mirror.pip_variables(Workspace(made.workspace, "https://mirror.example"))["PIP_TRUSTED_HOST"] == ""
     assert mirror.pip_variables(Workspace(made.workspace)) == {}
-    assert mirror.shown("http://me:secret@mirror.example:81/m") == "http://mirror.example:81/m"
+    assert host.without_logins("http://me:secret@mirror.example:81/m") == "http://mirror.example:81/m"
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bootstrap import mirror
+from bootstrap import mirror, wheels
 from bootstrap.workspace import Workspace
 from tests.bootstrap import conda_channel
 from tests.bootstrap.conda_workspace import write as write_conda
@@ -19,22 +18,6 @@ from tests.bootstrap.mirrored import BOOK, KERNELS, NOTHING_ELSE, ONLY, OWN, Mir
 from tests.bootstrap.server import Faulty, serving
 from tests.bootstrap.test_sources import git
 from tests.bootstrap.wheels import build, pin
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Iterator[Mirrored]:
-    """The profile and where everything comes from; nothing is mirrored yet."""
-    with serving(Faulty()) as server:
-        yield Mirrored(tmp_path, server)
-
-
-@pytest.fixture
-def made(origin: Mirrored) -> Mirrored:
-    """The same, mirrored."""
-    outcome = origin.create()
-    assert outcome.code == 0, outcome.out + outcome.err
-    mirror.index.cache_clear()
-    return origin
 
 
 def test_what_is_collected(made: Mirrored) -> None:
@@ -186,7 +169,7 @@ def test_built_wheels_go_with_the_gpu_they_are_for(origin: Mirrored) -> None:
     mirror.index.cache_clear()
     workspace, other = Workspace(origin.workspace, str(origin.folder)), origin.root / "other-cache"
     for name in ("a-1", "b-2"):
-        mirror.fetch_built(workspace, other / name)
+        wheels.fetch_built(workspace, other / name)
     assert sorted(path.name for path in other.rglob("*")) == ["a-1", "a-1.0-py3-none-any.whl", "build.json"]
     refused = origin.create("--target-gpu", "L4")
     assert (refused.code, "sm_89" in refused.json["errors"][0]["hint"]) == (2, True)
