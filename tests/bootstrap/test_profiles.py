@@ -40,6 +40,13 @@ def test_no_requirement_stands_twice_and_each_after_what_it_needs(profile: Profi
             assert order.index(needed) < order.index(item.id), f"{item.id} stands before {needed}"
 
 
+def test_where_pip_brings_torch_it_is_looked_for_after_pip_has_been(profile: Profile) -> None:
+    """``env.torch`` has no fix of its own: judged before ``env.packages``, a setup from nothing would end as failed."""
+    if profile.torch is None or "env.torch" not in profile.requirements:
+        pytest.skip("torch is not pip's, or not asked for")
+    assert profile.requirements.index("env.packages") < profile.requirements.index("env.torch")
+
+
 def test_only_what_is_required_can_be_optional(profile: Profile) -> None:
     assert set(profile.optional) <= set(profile.requirements)
 
