@@ -31,6 +31,11 @@ def path_of(name: str, workspace: Workspace) -> Path:
     return workspace.root / "data" / _entry(name)["file"]
 
 
+def paths(workspace: Workspace) -> dict[str, Path]:
+    """Where each text of the catalogue lies, or will."""
+    return {name: workspace.root / "data" / str(entry["file"]) for name, entry in datasets().items()}
+
+
 def _entry(name: str) -> dict[str, str]:
     known = datasets()
     if name not in known:
@@ -46,18 +51,21 @@ def ensure(name: str, workspace: Workspace, say: Callable[[str], None]) -> Path:
     """The dataset's file, fetched if it is not there. Raises :class:`UcllmError`, also when its sha256 is wrong."""
     entry = _entry(name)
     target = path_of(name, workspace)
+    known = _known_hash(entry, target)
     if target.exists():
-        if sha256_file(target) == entry["sha256"]:
+        if not known or sha256_file(target) == known:
             return target
         raise UcllmError(
             "dataset.altered",
             _("{path} is not the dataset `{name}`: its content was altered.").format(path=target, name=name),
-            _("Its sha256 should be {sha256}.").format(sha256=entry["sha256"]),
+            _("Its sha256 should be {sha256}.").format(sha256=known),
             _(
                 "Move it away (`mv {path} {path}.mine`) and run the same command again, or train on it as your own: "
                 "`--set data.input={path}.mine`."
             ).format(path=target),
         )
+    if "sdist" not in entry:
+        return _from_web(name, entry, target, workspace, say)
     say(_("fetching {title} ({kilobytes} kB)").format(title=entry["title"], kilobytes=int(entry["bytes"]) // 1000))
     archive = workspace.state / "cache" / "downloads" / entry["sdist_file"]
     if not (archive.exists() and sha256_file(archive) == entry["sdist_sha256"]):
@@ -77,6 +85,66 @@ def ensure(name: str, workspace: Workspace, say: Callable[[str], None]) -> Path:
     except OSError as error:
         raise host.not_writable(target, error) from error
     return target
+
+
+def _known_hash(entry: dict[str, str], target: Path) -> str:
+    """The catalogue's sha256, else that of the first download, which is kept beside the file; empty if there is none."""
+    if "sha256" in entry:
+        return entry["sha256"]
+    try:
+        return _hash_file(target).read_text(encoding="ascii").split()[0]
+    except (OSError, IndexError, UnicodeDecodeError):
+        return ""
+
+
+def _hash_file(target: Path) -> Path:
+    return target.with_name(target.name + ".sha256")
+
+
+def _from_web(name: str, entry: dict[str, str], target: Path, workspace: Workspace, say: Callable[[str], None]) -> Path:
+    """Fetch a dataset that is one file on the Hub or elsewhere; its sha256 is the Hub's, or kept from now on."""
+    url = entry.get("url", "")
+    if "hub" in entry:
+        endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+        url = f"{endpoint}/datasets/{entry['hub']}/resolve/{entry['revision']}/{entry['file']}"
+    if not url:
+        raise UcllmError(
+            "dataset.own",
+            _("The dataset `{name}` cannot be fetched: it was never published.").format(name=name),
+            _("It lay on the disks of the cluster that trained on it."),
+            _("Name files of your own: `--set data.input=FILE`, or put the text into {path}.").format(path=target),
+        )
+    say(_("fetching {title}").format(title=entry["title"]))
+    if workspace.mirror:
+        mirror.fetch_dataset(workspace, entry["file"], target)
+    else:
+        host.fetch(url, target, _hubs_hash(url) if "hub" in entry else "")
+    try:
+        _hash_file(target).write_text(f"{sha256_file(target)}  {target.name}\n", encoding="ascii")
+    except OSError as error:
+        raise host.not_writable(target, error) from error
+    return target
+
+
+def _hubs_hash(url: str) -> str:
+    """The sha256 that the Hub tells of a large file before it redirects (``X-Linked-Etag``); empty for a small one."""
+
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *_arguments: Any) -> None:  # type: ignore[override]  # no redirect is followed
+            return None
+
+    asked = host.request(url, {})
+    asked.method = "HEAD"
+    try:
+        with urllib.request.build_opener(Stay).open(asked, timeout=host.TIMEOUT_S) as answer:
+            tag = answer.headers.get("X-Linked-Etag", "")
+    except urllib.error.HTTPError as error:
+        tag = error.headers.get("X-Linked-Etag", "")
+        error.close()
+    except (OSError, ValueError):
+        return ""
+    tag = tag.strip('"')
+    return tag if len(tag) == hashlib.sha256().digest_size * 2 else ""
 
 
 def _member(archive: Path, name: str) -> bytes:

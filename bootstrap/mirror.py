@@ -237,6 +237,14 @@ def fetch_solution(workspace: Workspace, inputs: str, target: Path) -> None:
     get(workspace, entry, target)
 
 
+def fetch_dataset(workspace: Workspace, name: str, target: Path) -> None:
+    """Get a dataset that is one file, as it was when the mirror was made. Raises :class:`UcllmError`."""
+    entry = index(workspace.mirror).files.get(f"datasets/{name}")
+    if entry is None:
+        raise _lacking(workspace, name)
+    get(workspace, entry, target)
+
+
 def built(workspace: Workspace, name: str) -> list[Entry]:
     """The files of an entry of the wheel cache, as far as the workspace's mirror has it."""
     known = index(workspace.mirror).files if workspace.mirror else {}

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,70 +25,92 @@ if TYPE_CHECKING:
 MARKER = "complete.json"
 
 
-def _content(folder: Path) -> dict[str, str]:
-    """The sha256 of every file of a checkpoint but its marker."""
-    files = describe(folder)["files"]
-    return {name: entry["sha256"] for name, entry in sorted(files.items()) if name != MARKER}
+@dataclass(frozen=True)
+class Kind:
+    """Whose checkpoints: folders named ``prefix`` and the step. ``hashed``: the marker has sha256, else only sizes.
+
+    Sizes will do where a checkpoint may have a terabyte, and the training must not wait for it to be read again.
+    """
+
+    prefix: str
+    hashed: bool
+
+    def step(self, folder: Path) -> int:
+        """The step at which this checkpoint was saved."""
+        return int(folder.name[len(self.prefix) :])
 
 
-def mark_complete(folder: Path) -> None:
+#: Those of Hugging Face's Trainer, and of DeepSpeed as Megatron calls it.
+TRAINER, MEGATRON = Kind("checkpoint-", hashed=True), Kind("global_step", hashed=False)
+
+
+def _content(folder: Path, kind: Kind) -> dict[str, Any]:
+    """The sha256 or size of every file of a checkpoint but its marker."""
+    if kind.hashed:
+        found = {name: entry["sha256"] for name, entry in describe(folder)["files"].items()}
+    else:
+        found = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    return {name: value for name, value in sorted(found.items()) if name != MARKER}
+
+
+def mark_complete(folder: Path, kind: Kind = TRAINER) -> None:
     """Declare the checkpoint in ``folder`` whole. The last thing to do to it."""
-    write_text_atomically(folder / MARKER, json.dumps(_content(folder), indent=1) + "\n")
+    write_text_atomically(folder / MARKER, json.dumps(_content(folder, kind), indent=1) + "\n")
 
 
-def is_complete(folder: Path) -> bool:
+def is_complete(folder: Path, kind: Kind = TRAINER) -> bool:
     """Whether the checkpoint is exactly what its marker says."""
     try:
         named = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        return bool(named) and named == _content(folder)
+        return bool(named) and named == _content(folder, kind)
     except (OSError, ValueError):
         return False
 
 
-def _newest_first(root: Path) -> list[Path]:
-    """The checkpoint folders in ``root`` (``checkpoint-STEP``, the Trainer's names), the highest step first."""
-    found = [path for path in root.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+def _newest_first(root: Path, kind: Kind) -> list[Path]:
+    """The checkpoint folders in ``root``, the highest step first."""
+    found = [path for path in root.glob(f"{kind.prefix}*") if path.name[len(kind.prefix) :].isdigit()]
+    return sorted(found, key=kind.step, reverse=True)
 
 
-def newest_complete(root: Path) -> Path | None:
+def newest_complete(root: Path, kind: Kind = TRAINER) -> Path | None:
     """The newest whole checkpoint in ``root``; ``None`` when there is none, or no ``root``."""
-    return next((folder for folder in _newest_first(root) if is_complete(folder)), None)
+    return next((folder for folder in _newest_first(root, kind) if is_complete(folder, kind)), None)
 
 
-def tidy(root: Path, keep: int) -> None:
+def tidy(root: Path, keep: int, kind: Kind = TRAINER) -> None:
     """Remove all but the ``keep`` newest whole checkpoints.
 
     The Trainer's own limit would remove an old one before the new one is marked, and so could leave none.
     """
     kept = 0
-    for folder in _newest_first(root):
+    for folder in _newest_first(root, kind):
         if kept < keep and (folder / MARKER).exists():
             kept += 1
         else:
             shutil.rmtree(folder)
 
 
-def starting_point(root: Path, report: Reporter) -> Path | None:
+def starting_point(root: Path, report: Reporter, kind: Kind = TRAINER) -> Path | None:
     """The newest whole checkpoint, to continue from; says so, and names those that cannot be used.
 
     One that was left unfinished is removed, one that was altered is put aside.
     """
-    start = newest_complete(root)
-    for folder in _newest_first(root):
+    start = newest_complete(root, kind)
+    for folder in _newest_first(root, kind):
         if folder == start:
             break
         if (folder / MARKER).exists():
             aside = folder.with_name(f"damaged-{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)
             folder.replace(aside)
-            text = _("{path} is not what was saved: its sha256 differs. It is not used and was moved to {aside}.")
+            text = _("{path} is not what was saved. It is not used and was moved to {aside}.")
             report.note(text.format(path=folder, aside=aside.name))
         else:
             shutil.rmtree(folder)
             report.note(_("{path} was left unfinished by an interruption and is not used.").format(path=folder))
     if start is not None:
-        report.note(_("Continuing from step {step}.").format(step=start.name.rpartition("-")[2]))
+        report.note(_("Continuing from step {step}.").format(step=kind.step(start)))
     return start
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,13 @@ def _value(
     high: float | None = None,
     above: float | None = None,
     choices: Sequence[str] | None = None,
+    words: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A field with its limits: ``low <= value <= high``, ``value > above``, or one of ``choices``."""
-    limits = {"low": low, "high": high, "above": above, "choices": choices}
+    """A field with its limits: ``low <= value <= high``, ``value > above``, or one of ``choices``.
+
+    ``words`` may be written for values: ``{"auto": 0}``.
+    """
+    limits = {"low": low, "high": high, "above": above, "choices": choices, "words": words or {}}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=limits)
     return field(default=default, metadata=limits)
@@ -78,19 +82,46 @@ class ModelConfig:
     hidden_size: int = _value(768, low=8)
     heads: int = _value(12, low=1)
     dropout: float = _value(0.1, low=0.0, high=0.9)
+    #: Standard deviation of the initial weights.
+    init_std: float = _value(0.02, above=0.0, high=1.0)
+
+
+@dataclass
+class ParallelConfig:
+    """How a model is spread over GPUs. Data parallelism is what is left: GPUs / (tp x pp)."""
+
+    #: Tensor parallelism: every layer is cut into so many parts.
+    tp: int = _value(1, low=1, high=1024)
+    #: Pipeline parallelism: the layers lie on so many stages.
+    pp: int = _value(1, low=1, high=1024)
+    #: DeepSpeed's ZeRO stage: what data-parallel GPUs share (1 optimizer, 2 gradients too, 3 weights too).
+    zero: int = _value(0, low=0, high=3)
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases. The key comes from ``wandb login`` or ``WANDB_API_KEY``, never from here."""
+
+    mode: str = _value("off", choices=("off", "offline", "online"))
+    entity: str = _value("")
+    project: str = _value("")
 
 
 @dataclass
 class PretrainConfig:
     """Step 2, second half."""
 
-    engine: str = _value("torch", choices=("torch",))
+    engine: str = _value("torch", choices=("torch", "megatron-deepspeed"))
     #: Optimizer steps, the stop of the run.
     steps: int = _value(1000, low=1)
+    #: Stop after so many tokens, rounded up to whole steps, instead of after ``steps``; 0: ``steps`` says it.
+    tokens: int = _value(0, low=0)
+    #: Stop after so many hours, with a checkpoint, if the steps are not done by then; 0: no limit.
+    hours: float = _value(0.0, low=0.0)
     #: Tokens a sample; also the model's number of positions.
     seq_length: int = _value(2048, low=8)
-    #: Samples on the device at once.
-    micro_batch_size: int = _value(1, low=1)
+    #: Samples on the device at once; ``auto`` (0) takes the most whose estimate fits the GPU's memory.
+    micro_batch_size: int = _value(1, low=0, words={"auto": 0})
     #: Samples an optimizer step; the rest is gradient accumulation.
     global_batch_size: int = _value(256, low=1)
     learning_rate: float = _value(6.0e-4, above=0.0)
@@ -106,7 +137,11 @@ class PretrainConfig:
     #: The share of documents, at the end of the corpus, that is never trained on.
     validation_fraction: float = _value(0.05, low=0.0, high=0.5)
     eval_interval: int = _value(100, low=1)
+    #: Batches of an evaluation; engine ``torch`` always takes all of the held-out text.
+    eval_iters: int = _value(10, low=1)
     save_interval: int = _value(1000, low=1)
+    #: Compute activations again in the backward pass instead of keeping them: less memory, a third more work.
+    activation_checkpointing: bool = _value(False)
     #: Checkpoints kept; older ones of the same run are removed.
     keep_checkpoints: int = _value(2, low=1)
     log_interval: int = _value(10, low=1)
@@ -116,7 +151,10 @@ class PretrainConfig:
 class FinetuneConfig:
     """Step 4."""
 
-    engine: str = _value("trl", choices=("trl",))
+    engine: str = _value("trl", choices=("trl", "llm-jp-sft"))
+    #: What starts the processes: ``none`` is one process, ``deepspeed`` shards by ``parallel.zero`` over all nodes,
+    #: ``accelerate`` takes the GPUs of one node.
+    launcher: str = _value("none", choices=("none", "deepspeed", "accelerate"))
     #: Instruction data: a JSONL file (``text``, ``messages`` or ``prompt``/``completion``), or ``corpus`` for the
     #: pairs that :mod:`pipeline.instructions` builds from the recipe's own text.
     data: str = _value("corpus")
@@ -128,6 +166,12 @@ class FinetuneConfig:
     #: Tokens a conversation; longer ones are cut. 0 takes the model's number of positions.
     max_seq_length: int = _value(0, low=0)
     validation_fraction: float = _value(0.1, low=0.0, high=0.5)
+    #: Rank of the LoRA adapters, which are merged into the model at the end; 0 trains all weights.
+    lora_rank: int = _value(0, low=0, high=1024)
+    #: Put several short conversations into one sample.
+    packing: bool = _value(False)
+    #: Compute activations again in the backward pass instead of keeping them: less memory, a third more work.
+    gradient_checkpointing: bool = _value(False)
     seed: int = _value(1234, low=0, high=2**32 - 1)
 
 
@@ -154,14 +198,23 @@ class Config:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
     upload: UploadConfig = field(default_factory=UploadConfig)
 
 
 def section(config: Config, name: str) -> dict[str, Any]:
     """One table of ``config`` as plain JSON values."""
     return dataclasses.asdict(getattr(config, name))
+
+
+def steps(config: Config) -> int:
+    """Optimizer steps of the pretraining: ``pretrain.tokens`` in whole steps, rounded up, else ``pretrain.steps``."""
+    pretrain = config.pretrain
+    per_step = pretrain.global_batch_size * pretrain.seq_length
+    return -(-pretrain.tokens // per_step) if pretrain.tokens else pretrain.steps
 
 
 def padded_vocab_size(vocab_size: int, multiple: int = 128) -> int:

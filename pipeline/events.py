@@ -36,6 +36,10 @@ class Reporter:
             self._last = now
             self._send(event="progress", done=done, total=total, unit=unit, metrics=metrics)
 
+    def stopping(self, seconds: float) -> None:
+        """This process handles a request to stop itself, and may take so long to save what it has."""
+        self._send(event="stopping", seconds=seconds)
+
     def note(self, text: str) -> None:
         """One line for the user: a choice that was made, and why."""
         self._send(event="note", text=text)

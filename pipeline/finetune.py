@@ -8,11 +8,14 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base_model import on_hub
 from pipeline.config import section
+from pipeline.engines import llm_jp_sft
 from pipeline.errors import UcllmError
 from pipeline.generate import load, sample
 from pipeline.i18n import _
@@ -24,10 +27,12 @@ if TYPE_CHECKING:
     from pipeline.child import Job
     from pipeline.config import Config
     from pipeline.events import Reporter
+    from pipeline.launch import Machines
     from pipeline.stages import Sources
 
 #: ``finetune.engine`` to the module with ``finetune(job, instructions, report) -> metrics``.
-ENGINES = {"trl": "pipeline.engines.trl_engine"}
+LLM_JP_SFT = "llm-jp-sft"
+ENGINES = {"trl": "pipeline.engines.trl_engine", LLM_JP_SFT: "pipeline.engines.llm_jp_sft_run"}
 FROM_CORPUS = "corpus"
 #: A conversation whose rendering shows every part of the form.
 _FORM = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"})
@@ -50,7 +55,9 @@ def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
         inputs["model"] = sources.root / "convert" / "model"
     data = settings.pop("data")
     settings["data"] = FROM_CORPUS if data == FROM_CORPUS else "file"  # the file itself is an input
-    if data != FROM_CORPUS:
+    if data in sources.datasets:
+        inputs["data"] = sources.datasets[data]
+    elif data != FROM_CORPUS:
         inputs["data"] = Path(data).expanduser().absolute()
     elif sources.inputs:
         raise UcllmError(
@@ -65,7 +72,22 @@ def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
         inputs.update({f"text {number}": path for number, path in enumerate(paths, 1)})
     output = sources.output.absolute() if sources.output else home / "model"
     outputs = {"model": output, "history": home / "history.json", "curve": home / "loss.svg"}
-    return StagePlan(stage, home, values, inputs, outputs)
+    launch = None
+    if config.finetune.engine == LLM_JP_SFT:
+        if sources.machines is None:
+            raise ValueError("engine llm-jp-sft needs machines")
+        launch = llm_jp_sft.launch(config, sources.machines, _places(values, inputs, home, sources.machines))
+        values["parallel"] = {"zero": config.parallel.zero}
+        values["compat"] = sources.machines.compat
+    return StagePlan(stage, home, values, inputs, outputs, run={"wandb": section(config, "wandb")}, launch=launch)
+
+
+def _places(values: Mapping[str, Any], inputs: Mapping[str, Path], home: Path, machines: Machines) -> llm_jp_sft.Places:
+    """The engine's files in the run directory. A published launch reads the data as it is, ours one that is rendered."""
+    model = inputs.get("model") or values["hub_model"]
+    group = f"finetune_{Path(model).name}_{machines.hosts[0]}_{time.strftime('%Y.%m.%d_%H.%M.%S')}"
+    data = inputs["data"] if machines.compat and "data" in inputs else home / "data" / "train.jsonl"
+    return llm_jp_sft.Places(model, data, home / "checkpoint", home / "launch", group[:128])
 
 
 def run(job: Job, report: Reporter) -> dict[str, Any]:

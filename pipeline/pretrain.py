@@ -7,15 +7,15 @@ This module checks the corpus against the tokenizer and the settings, hands the 
 from __future__ import annotations
 
 import json
-import math
 import platform
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import samples, spm
-from pipeline.config import padded_vocab_size, section
+from pipeline.config import padded_vocab_size, section, steps
 from pipeline.corpus import SUFFIX
-from pipeline.engines import torch_engine
+from pipeline.engines import megatron, megatron_compat, torch_engine
 from pipeline.errors import Problem, UcllmError
 from pipeline.figures import Level, Line, loss_curve
 from pipeline.i18n import _
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from pipeline.events import Reporter
     from pipeline.stages import Sources
 
-#: By the names of ``pretrain.engine``.
-ENGINES = {"torch": torch_engine}
-#: Settings that change what is shown and kept, not the model.
-SCHEDULE = ("eval_interval", "save_interval", "keep_checkpoints", "log_interval")
+#: The engine that is another program: what it starts is known before it starts.
+MEGATRON = "megatron-deepspeed"
+#: Settings that change what is shown and kept, or where a run stops early, not the model.
+SCHEDULE = ("eval_interval", "eval_iters", "save_interval", "keep_checkpoints", "log_interval", "hours")
 #: Tokens of the sample in the metrics.
 SAMPLE_TOKENS = 40
 #: Windows whose loss is compared after the model was saved and loaded again, and by how much it may differ.
@@ -60,12 +60,23 @@ def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
             prefix = given.with_name(given.name + SUFFIX)  # the prefix that `corpus --output` was given
     if sources.tokenizer is not None:
         tokenizer = sources.tokenizer.absolute()
-    settings = section(config, "pretrain")
+    settings = {**section(config, "pretrain"), "steps": steps(config)}
+    del settings["tokens"]
     run_only = {key: settings.pop(key) for key in SCHEDULE}
+    values: dict[str, Any] = {"model": section(config, "model"), "pretrain": settings}
+    launch = None
+    if config.pretrain.engine == MEGATRON:
+        if sources.machines is None:
+            raise ValueError("engine megatron-deepspeed needs machines")
+        places = _places(prefix, tokenizer, home, sources)
+        launch = (megatron_compat if sources.machines.compat else megatron).launch(config, sources.machines, places)
+        # How many GPUs share the work changes nothing; how the model is cut, and what is published, does.
+        run_only["micro_batch_size"] = settings.pop("micro_batch_size")
+        values.update({"parallel": section(config, "parallel"), "compat": sources.machines.compat})
     return StagePlan(
         stage,
         home,
-        {"model": section(config, "model"), "pretrain": settings},
+        values,
         {
             "bin": prefix.with_name(prefix.name + ".bin"),
             "idx": prefix.with_name(prefix.name + ".idx"),
@@ -76,44 +87,25 @@ def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
             "history": home / "history.json",
             "curve": home / "loss.svg",
         },
-        run={**run_only, "prompt": config.upload.prompt},
+        run={**run_only, "wandb": section(config, "wandb"), "prompt": config.upload.prompt},
+        launch=launch,
     )
 
 
-#: Floating-point operations a second that one CPU core does in training, all told: measured with recipe botchan-tiny on
-#: two cores of a Zen 4 (11,300 tokens/s). Other processors and shapes differ by a factor of a few.
-CPU_FLOPS_PER_CORE = 3.6e10
-#: Resident bytes of Python with torch and transformers, before any model: measured with torch 2.13 for the CPU.
-LIBRARIES_BYTES = 500_000_000
-
-
-def estimate(config: Config, cores: int = 1) -> dict[str, int]:
-    """What a pretraining costs, from the configuration alone: nothing is read and nothing measured.
-
-    ``seconds`` on ``cores`` CPU cores (:data:`CPU_FLOPS_PER_CORE`; a GPU is many times faster);
-    ``parameters``; ``flops`` of the whole run (6 a parameter and token, and attention's 12 x layers x hidden x length;
-    PaLM, appendix B); ``memory_bytes`` at its peak, a rough figure; ``disk_bytes`` of model and checkpoints.
-    """
-    model, pretrain = config.model, config.pretrain
-    hidden, layers, length = model.hidden_size, model.layers, pretrain.seq_length
-    vocabulary = padded_vocab_size(config.tokenizer.vocab_size)
-    # Attention 4 h^2, MLP 8 h^2, their biases 9 h, two layer norms 4 h; embeddings; the last layer norm.
-    parameters = layers * (12 * hidden**2 + 13 * hidden) + (vocabulary + length + 2) * hidden
-    tokens = pretrain.steps * pretrain.global_batch_size * length
-    # Numbers kept for the backward pass: about 17 h a token and layer, and heads x length of attention scores; the
-    # logits three times (themselves, in fp32 for the loss, their gradient).
-    kept = layers * (17 * hidden + model.heads * length) + 3 * vocabulary
-    activations = 4 * pretrain.micro_batch_size * length * kept
-    saved = torch_engine.CHECKPOINT_PER_PARAMETER * (pretrain.keep_checkpoints + 1) + torch_engine.MODEL_PER_PARAMETER
-    flops = tokens * (6 * (parameters - length * hidden) + 12 * layers * hidden * length)
-    return {
-        "seconds": math.ceil(flops / (CPU_FLOPS_PER_CORE * cores)),
-        "parameters": parameters,
-        "tokens": tokens,
-        "flops": flops,
-        "memory_bytes": LIBRARIES_BYTES + parameters * torch_engine.MEMORY_PER_PARAMETER + activations,
-        "disk_bytes": parameters * saved,
-    }
+def _places(prefix: Path, tokenizer: Path, home: Path, sources: Sources) -> megatron.Places:
+    """The engine's files in the run directory. ``checkpoint`` leads to those of this configuration (:mod:`.runs`)."""
+    machines = sources.machines
+    host = machines.hosts[0] if machines else ""
+    group = f"{'pretrain_' + home.parent.name}_{host}_{time.strftime('%Y.%m.%d_%H.%M.%S')}"
+    return megatron.Places(
+        corpus=prefix,
+        tokenizer=tokenizer,
+        checkpoints=home / "checkpoint",
+        tensorboard=home / "tensorboard",
+        files=home / "launch",
+        code=sources.code,
+        group=group[:128],  # "should be less than 128 characters": the published scripts
+    )
 
 
 def run(job: Job, report: Reporter) -> dict[str, Any]:
@@ -128,6 +120,8 @@ def run(job: Job, report: Reporter) -> dict[str, Any]:
     training, held_out = samples.split(dataset, settings["validation_fraction"])
     _check_lengths(training, held_out, settings, job.inputs["bin"])
     statistics = _statistics(training, held_out, processor.get_piece_size(), job.inputs)
+    if settings["engine"] == MEGATRON:
+        return _by_program(job, report, statistics, len(training.tokens))
 
     task = torch_engine.Task(
         settings=settings,
@@ -140,7 +134,7 @@ def run(job: Job, report: Reporter) -> dict[str, Any]:
         checkpoints=job.checkpoints,
         tensorboard=job.home / "tensorboard",
     )
-    trained = ENGINES[settings["engine"]].train(task, report)
+    trained = torch_engine.train(task, report)
     history = _history(trained.history)
     history.update(statistics)
     history["reload_check"] = _short_loss(trained.model, _checked(training, held_out, settings), settings)
@@ -165,12 +159,41 @@ def run(job: Job, report: Reporter) -> dict[str, Any]:
     }
 
 
+def _by_program(job: Job, report: Reporter, statistics: dict[str, float | None], tokens: int) -> dict[str, Any]:
+    """Train by Megatron-DeepSpeed; the model folder is its checkpoint, as it is."""
+    from pipeline.engines import megatron_run
+
+    settings = job.config["pretrain"]
+    trained = megatron_run.train(job, report)
+    heard = trained.heard
+    history: dict[str, Any] = {"train": [entry for entry in heard.steps if "loss" in entry], **statistics}
+    history["validation"] = heard.validations
+    megatron_run.link_checkpoint(trained.checkpoint, job.outputs["model"])
+    job.outputs["history"].write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+    job.outputs["curve"].write_text(_curve(history), encoding="utf-8")
+    steps_here = sum(1 for _entry in history["train"])
+    return {
+        "steps": trained.step,
+        "loss_first": history["train"][0]["loss"] if steps_here else None,
+        "loss_last": history["train"][-1]["loss"] if steps_here else None,
+        "val_loss": history["validation"][-1]["loss"] if history["validation"] else None,
+        "tokens_per_second": history["train"][-1]["tokens_per_second"] if steps_here else None,
+        **statistics,
+        "tokens_trained": trained.step * _tokens_per_step(settings),
+        "epochs": round(trained.step * _tokens_per_step(settings) / tokens, 2),
+        "stopped_by": heard.stopped_by or "steps",
+        "versions": _versions(),
+    }
+
+
 def verify(job: Job) -> list[str]:
     """Load the model folder as a stranger would, and compare a loss with the one measured before it was saved."""
     import torch
     from transformers import AutoModelForCausalLM
 
     settings = job.config["pretrain"]
+    if settings["engine"] == MEGATRON:
+        return []  # each file's end was looked at when its marker was written; `convert` reads every weight
     model = AutoModelForCausalLM.from_pretrained(job.outputs["model"], local_files_only=True).float().eval()
     broken = [name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all())]
     if broken:

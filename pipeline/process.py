@@ -32,9 +32,11 @@ def run_child(
 
     A negative code is the signal that ended it. ``inherit`` are descriptors the child keeps open (the run's lock).
     When this process is interrupted the child's whole process group is asked to stop, then made to, and the interrupt
-    goes on. What the child started and left behind ends with it.
+    goes on. A child that said how long it takes to stop (``stopping``) is asked alone, and given that time; a second
+    interrupt ends it at once. What the child started and left behind ends with it.
     """
     reader, writer = os.pipe()
+    grace: float | None = None
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, reader)
         try:
@@ -57,11 +59,16 @@ def run_child(
                     event = json.loads(line)
                 except ValueError:  # cut short by the child's death
                     continue
-                if isinstance(event, dict) and "event" in event:
+                if isinstance(event, dict) and event.get("event") == "stopping":
+                    grace = float(event["seconds"])
+                elif isinstance(event, dict) and "event" in event:
                     on_event(event)
             _wait(child, None)
             return _sweep(child)
         except BaseException:
+            if grace is not None and child.returncode is None:
+                child.terminate()
+                _hear_out(reader, child, grace, on_event)
             stop(child)
             raise
 
@@ -84,6 +91,21 @@ def _lines(reader: int, child: subprocess.Popen[bytes]) -> Iterator[bytes]:
             return
         else:
             ended = _wait(child, 0)
+
+
+def _hear_out(
+    reader: int, child: subprocess.Popen[bytes], grace: float, on_event: Callable[[dict[str, Any]], None]
+) -> None:
+    """Let a child that was asked to stop end its work, and hear what it tells, for ``grace`` seconds at most."""
+    deadline = time.monotonic() + grace
+    for line in _lines(reader, child):
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict) and event.get("event") == "note":
+                on_event(event)
+        if time.monotonic() >= deadline:
+            return
+    _wait(child, max(0.0, deadline - time.monotonic()))
 
 
 def _wait(child: subprocess.Popen[bytes], seconds: float | None) -> bool:

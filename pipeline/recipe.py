@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import Config, steps
 from pipeline.errors import Problem, UcllmError, did_you_mean
 from pipeline.i18n import N_, _
 
@@ -142,7 +142,8 @@ def _assign(config: Config, key: str, value: Any, where: str, problems: list[Pro
         return
     kind = type(getattr(target, name))
     try:
-        typed = _convert(value, kind)
+        words = fields[name].metadata["words"]
+        typed = words[value] if isinstance(value, str) and value in words else _convert(value, kind)
         problem = _limits(fields[name].metadata, typed)
     except (TypeError, ValueError):
         problem = _("it must be {kind}").format(kind=_(_KINDS[kind]))
@@ -208,43 +209,20 @@ def _cross_checks(config: Config) -> list[Problem]:
     found: list[tuple[str, str]] = []
     model, pretrain, finetune = config.model, config.pretrain, config.finetune
     if model.hidden_size % model.heads:
-        found.append(
-            (
-                _("model.hidden_size {size} is not divisible by model.heads {heads}.").format(
-                    size=model.hidden_size, heads=model.heads
-                ),
-                "",
-            )
-        )
-    if pretrain.global_batch_size % pretrain.micro_batch_size:
-        found.append(
-            (
-                _("pretrain.global_batch_size {total} is not divisible by pretrain.micro_batch_size {micro}.").format(
-                    total=pretrain.global_batch_size, micro=pretrain.micro_batch_size
-                ),
-                "",
-            )
-        )
-    if pretrain.warmup_steps > pretrain.steps:
-        found.append(
-            (
-                _("pretrain.warmup_steps {warmup} is more than pretrain.steps {steps}.").format(
-                    warmup=pretrain.warmup_steps, steps=pretrain.steps
-                ),
-                "",
-            )
-        )
+        text = _("model.hidden_size {size} is not divisible by model.heads {heads}.")
+        found.append((text.format(size=model.hidden_size, heads=model.heads), ""))
+    if pretrain.micro_batch_size and pretrain.global_batch_size % pretrain.micro_batch_size:
+        text = _("pretrain.global_batch_size {total} is not divisible by pretrain.micro_batch_size {micro}.")
+        found.append((text.format(total=pretrain.global_batch_size, micro=pretrain.micro_batch_size), ""))
+    if pretrain.warmup_steps > steps(config):
+        text = _("pretrain.warmup_steps {warmup} is more than pretrain.steps {steps}.")
+        found.append((text.format(warmup=pretrain.warmup_steps, steps=steps(config)), ""))
     if pretrain.min_learning_rate > pretrain.learning_rate:
         found.append((_("pretrain.min_learning_rate is more than pretrain.learning_rate."), ""))
     if finetune.max_seq_length > pretrain.seq_length:
-        found.append(
-            (
-                _("finetune.max_seq_length {length} is longer than the model: pretrain.seq_length is {limit}.").format(
-                    length=finetune.max_seq_length, limit=pretrain.seq_length
-                ),
-                _("Use `--set finetune.max_seq_length=0` for the model's own length."),
-            )
-        )
+        text = _("finetune.max_seq_length {length} is longer than the model: pretrain.seq_length is {limit}.")
+        what = text.format(length=finetune.max_seq_length, limit=pretrain.seq_length)
+        found.append((what, _("Use `--set finetune.max_seq_length=0` for the model's own length.")))
     return [Problem("config.contradiction", what, hint=hint) for what, hint in found]
 
 

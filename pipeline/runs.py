@@ -22,6 +22,7 @@ from typing import Any
 from pipeline.config import canonical_json
 from pipeline.errors import UcllmError
 from pipeline.i18n import _
+from pipeline.launch import Launch
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
@@ -37,7 +38,9 @@ class StagePlan:
     ``home`` holds manifest, log, lock and unfinished work. ``config`` is every value that decides the result, as JSON.
     ``inputs`` and ``outputs`` map a name to a file or folder. ``format`` rises when the stage's code changes what it
     makes from the same inputs. ``run`` reaches the stage as ``config["run"]`` but decides no result: changing it makes
-    nothing stale. What no file holds (the name of a model on the Hub) belongs in ``config``.
+    nothing stale. ``launch`` is what the stage's process will start in its turn, if the work is another program's: it
+    reaches the stage as ``config["run"]["launch"]``. What no file holds (the name of a model on the Hub) belongs in
+    ``config``.
     """
 
     stage: str
@@ -47,6 +50,7 @@ class StagePlan:
     outputs: Mapping[str, Path]
     format: int = 1
     run: Mapping[str, Any] = field(default_factory=dict)
+    launch: Launch | None = None
 
     @property
     def work(self) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.child import Job
     from pipeline.config import Config
     from pipeline.events import Reporter
+    from pipeline.launch import Machines
 
 
 #: What every stage runs in.
@@ -58,6 +59,12 @@ class Sources:
     tokenizer: Path | None = None
     output: Path | None = None
     publish: bool = False
+    #: Where an engine's processes would run; ``None`` on this machine, as one process.
+    machines: Machines | None = None
+    #: The files of the catalogue's datasets, by name.
+    datasets: Mapping[str, Path] = field(default_factory=dict)
+    #: ``<workspace>/.ucllm/code``: what stages have on their path.
+    code: Path = Path()
     #: How the user would call this stage again, with ``{repo}`` for a repository; shown where one is missing.
     command: tuple[str, ...] = ()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from pipeline import runs
 from pipeline.config import canonical_json
 from pipeline.errors import Problem, UcllmError
 from pipeline.i18n import _
+from pipeline.launch import Launch
 from pipeline.process import run_child, tail
 from pipeline.stages import BY_NAME
 
@@ -31,15 +33,8 @@ class Environment:
     tool_version: str
     #: Recorded in the manifest: the user started without the checks.
     no_checks: bool = False
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Exactly what is started: argv, the variables set on top of the user's, and the files written first."""
-
-    argv: tuple[str, ...]
-    env: Mapping[str, str]
-    files: Mapping[str, str] = field(default_factory=dict)
+    #: All variables of the activated environment, for engines that are programs of it; ``None``: those of this process.
+    variables: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -189,7 +184,7 @@ def _bring_up_to_date(plan: runs.StagePlan, environment: Environment, observer: 
             "config": plan.config,
             "inputs": state.inputs,
             "outputs": {name: runs.describe(path) for name, path in plan.outputs.items()},
-            "argv": launch(plan, environment).argv,
+            "argv": (plan.launch or launch(plan, environment)).argv,
             "versions": {"ucllm": environment.tool_version, **metrics.pop("versions", {})},
             "machine": {"system": platform.platform(), "cores": os.cpu_count()},
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(began)),
@@ -252,9 +247,10 @@ def _run(
     plan: runs.StagePlan, state: runs.State, environment: Environment, observer: Observer, lock: int
 ) -> dict[str, Any]:
     link_code(environment)
+    launched = {"launch": dataclasses.asdict(plan.launch)} if plan.launch else {}
     job = {
         "stage": plan.stage,
-        "config": {**plan.config, "run": plan.run},
+        "config": {**plan.config, "run": {**plan.run, **launched}},
         "inputs": {name: str(path) for name, path in plan.inputs.items()},
         "outputs": {name: str(plan.work / path.name) for name, path in plan.outputs.items()},
         "home": str(plan.home),
@@ -282,7 +278,7 @@ def _run(
     try:
         code = run_child(
             start.argv,
-            env={**os.environ, **start.env},
+            env={**(os.environ if environment.variables is None else environment.variables), **start.env},
             cwd=environment.state / "code",
             log=log,
             on_event=on_event,

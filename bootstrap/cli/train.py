@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from bootstrap import __version__, requirements
+from bootstrap.cli import machines
 from bootstrap.cli.base import LazyGroup, Report, common_options, finish, mirror_option
 from bootstrap.cli.train_text import Terminal, render
 from bootstrap.cli.work import Work, choose, open_work
@@ -20,8 +21,10 @@ from bootstrap.facts.access import huggingface
 from bootstrap.findings import FAIL, UNKNOWN, Finding
 from bootstrap.profiles import Profile
 from pipeline.config import Config
+from pipeline.engines.megatron_compat import VERSIONS
 from pipeline.errors import Problem, UcllmError
 from pipeline.i18n import N_, _
+from pipeline.recipe import datasets as catalogue
 from pipeline.recipe import resolve
 from pipeline.runs import StagePlan
 from pipeline.stages import BY_NAME, STAGES, Sources, module_of, required
@@ -37,8 +40,14 @@ TABLE = {
 ONE_INPUT = ("pretrain", "convert", "upload-pretrained", "finetune", "upload-finetuned")
 
 
+#: Stages whose work an engine does, on other machines too.
+ENGINE_STAGES = ("pretrain", "finetune")
 #: The setting that names the repository each upload stage publishes to.
 REPO_SETTING = {"upload-pretrained": "pretrained_repo", "upload-finetuned": "finetuned_repo"}
+
+
+#: ``--engine`` of all stages together: the engine of fine-tuning that goes with that of pretraining.
+GOES_WITH = {"torch": "trl", "megatron-deepspeed": "llm-jp-sft"}
 
 
 class StageGroup(LazyGroup):
@@ -103,6 +112,21 @@ def _own_files(stage: str) -> list[click.Option]:
     return found
 
 
+def _machines() -> list[click.Option]:
+    """Where a launch runs (DESIGN section 5)."""
+    return [
+        _option(
+            "--cluster", text=_("Where it runs: a cluster's name, or a TOML file of your own."), metavar="NAME|FILE"
+        ),
+        _option("--nodes", text=_("Machines that train together."), type=click.IntRange(1)),
+        _option("--gpus-per-node", text=_("GPUs, and so processes, on each."), type=click.IntRange(1)),
+        _option(
+            "--compat", text=_("Start what the published scripts of that version start."), type=click.Choice(VERSIONS)
+        ),
+        _option("--submit", text=_("Write a job script and hand it to the scheduler."), is_flag=True),
+    ]
+
+
 def stage_command(name: str) -> click.Command:
     """The command of one stage, or of all."""
     options: list[click.Parameter] = [
@@ -112,6 +136,7 @@ def stage_command(name: str) -> click.Command:
             "--set", "settings", text=_("Change one value: --set pretrain.steps=100."), multiple=True, metavar="A.B=C"
         ),
         *_own_files(name),
+        *(_machines() if name in ("all", *ENGINE_STAGES) else []),
         _option(
             "--force", text=_("Run also what is up to date, and replace what lies where the result goes."), is_flag=True
         ),
@@ -154,7 +179,7 @@ def _configuration(stage: str, values: Mapping[str, Any], profile: Profile) -> C
     recipe = values["recipe"] or ("" if own else profile.recipe)
     config = resolve(recipe, values["settings"], overrides)
     config.data.input = [str(Path(item).absolute()) for item in config.data.input]
-    if config.finetune.data not in ("", "corpus"):
+    if config.finetune.data not in ("", "corpus", *catalogue()):
         config.finetune.data = str(Path(config.finetune.data).absolute())
     return config
 
@@ -164,8 +189,8 @@ def _engines(stage: str, engine: str | None) -> dict[str, str]:
     if not engine:
         return {}
     if stage == "all":
-        return {"pretrain.engine": engine, **({"finetune.engine": "trl"} if engine == "torch" else {})}
-    if stage in ("pretrain", "finetune"):
+        return {"pretrain.engine": engine, **({"finetune.engine": GOES_WITH[engine]} if engine in GOES_WITH else {})}
+    if stage in ENGINE_STAGES:
         return {f"{stage}.engine": engine}
     what = _("{stage} has no engines to choose from.").format(stage=stage)
     raise UcllmError("usage", what, hint=_("--engine is for pretrain, finetune and all."))
@@ -179,6 +204,10 @@ def _train(stage: str, values: dict[str, Any]) -> None:
     work = open_work(f"train {stage}", choice, _wanted(names, values, choice.profile), config=config)
     plans = _plans(names, values, config, work)
     environment = Environment(work.workspace.python, work.workspace.state, __version__, values["no_checks"])
+    if any(plan.launch for plan in plans) and not values["dry_run"]:
+        from bootstrap import activation
+
+        environment = dataclasses.replace(environment, variables=activation.variables(work.workspace))
     findings = work.findings()
     if values["dry_run"]:
         finish(_dry_run(plans, environment, config, work, findings), as_json=as_json, text=render)
@@ -211,6 +240,8 @@ def _plans(names: Sequence[str], values: Mapping[str, Any], config: Config, work
     """The plan of each stage. Raises :class:`UcllmError` with the problems of all of them at once."""
     from bootstrap import datasets
 
+    where = machines.of(values, work, config)
+    config = machines.resolved(config, where)
     dataset = datasets.path_of(config.data.dataset, work.workspace) if config.data.dataset else None
     own = tuple(values["inputs"]) if len(names) == 1 else ()
     sources = Sources(
@@ -219,8 +250,11 @@ def _plans(names: Sequence[str], values: Mapping[str, Any], config: Config, work
         inputs=tuple(_absolute(item) for item in own),
         tokenizer=values.get("tokenizer") and values["tokenizer"].absolute(),
         output=values.get("output") and values["output"].absolute(),
+        machines=where,
+        datasets=datasets.paths(work.workspace),
+        code=work.workspace.state / "code",
     )
-    problems: list[Problem] = []
+    problems = machines.problems(names, config, where)
     plans: list[StagePlan] = []
     for name in names:
         publish = (
@@ -305,22 +339,21 @@ def _fetch_dataset(plans: Sequence[StagePlan], config: Config, work: Work, termi
     """Fetch the recipe's text if a stage reads it."""
     from bootstrap import datasets
 
-    if not config.data.dataset:
-        return
-    path = datasets.path_of(config.data.dataset, work.workspace)
-    if any(path in plan.inputs.values() for plan in plans):
-        datasets.ensure(config.data.dataset, work.workspace, terminal.say)
+    read = {path for plan in plans for path in plan.inputs.values()}
+    for name, path in datasets.paths(work.workspace).items():
+        if path in read:
+            datasets.ensure(name, work.workspace, terminal.say)
 
 
 def _dry_run(
     plans: Sequence[StagePlan], environment: Environment, config: Config, work: Work, findings: Sequence[Finding]
 ) -> Report:
     """Exactly what would be started; for ``all``, of each stage."""
-    from pipeline.pretrain import estimate
+    from pipeline.estimate import estimate
 
     starts = []
     for plan in plans:
-        start = launch(plan, environment)
+        start = plan.launch or launch(plan, environment)
         inputs = {name: str(path) for name, path in plan.inputs.items()}
         outputs = {name: str(path) for name, path in plan.outputs.items()}
         described = {"argv": list(start.argv), "env": dict(start.env), "files": dict(start.files)}

@@ -14,7 +14,7 @@ from pipeline import corpus as corpus_stage
 from pipeline import indexed_dataset, runs
 from pipeline.config import Config
 from pipeline.errors import UcllmError
-from pipeline.pretrain import estimate
+from pipeline.estimate import estimate
 from pipeline.recipe import recipe_names, resolve
 from pipeline.stages import Sources
 

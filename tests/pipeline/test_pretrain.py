@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from pipeline.config import Config
-from pipeline.pretrain import estimate, plan
+from pipeline.estimate import estimate
+from pipeline.pretrain import plan
 from pipeline.recipe import resolve
 from pipeline.stages import Sources
 from pipeline.train import Environment, StageFailed, StageResult, train
 from tests.pipeline.conftest import Killer, Quiet, Steps
 
-TEXT = "The cat sat on the mat. The dog ran after the cat, and the cat ran up a tree.\nWho let the dog out?\n"
 SETTINGS = (
     "tokenizer.vocab_size=320", "corpus.lines_per_document=4", "model.layers=1", "model.hidden_size=32",
     "model.heads=2", "pretrain.seq_length=32", "pretrain.micro_batch_size=4", "pretrain.global_batch_size=8",
@@ -27,29 +27,6 @@ SETTINGS = (
     "pretrain.eval_interval=8", "pretrain.save_interval=4", "pretrain.keep_checkpoints=2",
     "pretrain.validation_fraction=0.2",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A corpus of small size: its prefix, and the tokenizer it was made with."""
-    spm_trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
-    indexed_dataset = pytest.importorskip("pipeline.indexed_dataset")
-    from pipeline import spm
-
-    folder = tmp_path_factory.mktemp("corpus")
-    text = folder / "text.txt"
-    text.write_text(TEXT * 8, encoding="utf-8")
-    spm_trainer.train(
-        input=str(text), model_prefix=str(folder / "t"), vocab_size=330, byte_fallback=True, num_threads=1,
-        user_defined_symbols=list(spm.SPECIAL_TOKENS), minloglevel=2, hard_vocab_limit=False, bos_id=-1, eos_id=-1,
-    )  # fmt: skip
-    processor = spm.load(folder / "t.model")
-    prefix = folder / "own.text_document"
-    writer = indexed_dataset.Writer(prefix, "<u2")
-    for number in range(40):
-        writer.add_document([*processor.encode(TEXT[number % 7 :]), spm.eod_id(processor)])
-    writer.finish()
-    return prefix, folder / "t.model"
 
 
 def sources(tmp_path: Path, corpus: tuple[Path, Path], name: str = "run") -> Sources:

@@ -1,0 +1,95 @@
+"""Started in each process of a Megatron-DeepSpeed training, before ``pretrain_gpt.py``: what its environment lacks.
+
+    python megatron_start.py [--local_rank=N] …/Megatron-DeepSpeed/pretrain_gpt.py FLAGS…
+
+The checkout stays as it was cloned. Each measure is one function below, with its reason; those that the environment does
+not need do nothing. Then the script runs as if Python had been called with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+#: The folder where every process leaves its number: ``HOST-RANK`` (:mod:`pipeline.engines.megatron_run`).
+RANKS = "UCLLM_RANKS"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main() -> None:
+    """Take the measures, then run the script."""
+    words = sys.argv[1:]
+    script = next(word for word in words if word.endswith(".py"))
+    die_with_the_launcher()
+    leave_number()
+    sys.argv = [script, *(word for word in words if word != script)]
+    # As Python does for a script; our own folder is not one to import from.
+    here = str(Path(__file__).parent)
+    sys.path[:] = [str(Path(script).parent), *(place for place in sys.path if place != here)]
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        stand_in_for_intel_extensions()
+        count_gradients_of_a_cpu()
+    log_to_wandb()
+    runpy.run_path(script, run_name="__main__")
+
+
+def die_with_the_launcher() -> None:
+    """A launcher that is killed takes its processes with it, instead of leaving them on the GPUs."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def leave_number() -> None:
+    """So that a request to stop reaches the training itself, not its launchers, which would kill it."""
+    folder = os.environ.get(RANKS)
+    if folder:
+        name = f"{os.uname().nodename}-{os.environ.get('RANK', '0')}"
+        Path(folder, name).write_text(f"{os.getpid()}\n", encoding="ascii")
+
+
+def stand_in_for_intel_extensions() -> None:
+    """DeepSpeed 0.12's CPU accelerator imports Intel's two packages, and needs nothing of them with backend gloo.
+
+    (``deepspeed/accelerator/cpu_accelerator.py``, ``real_accelerator.py``.)
+    """
+    for name in ("intel_extension_for_pytorch", "oneccl_bindings_for_pytorch"):
+        if name not in sys.modules:
+            sys.modules[name] = types.ModuleType(name)
+
+
+def count_gradients_of_a_cpu() -> None:
+    """DeepSpeed 0.12.4 sorts gradients by types it names ``torch.cpu.FloatTensor``, which torch does not have.
+
+    (``deepspeed/runtime/engine.py``, ``split_half_float_double_sparse``: ``tensor.type()`` says ``torch.FloatTensor``.)
+    """
+    from deepspeed.runtime import engine
+    from deepspeed.runtime.sparse_tensor import SparseTensor
+
+    def split(tensors: list[Any]) -> list[tuple[str, list[Any]]]:
+        buckets: dict[str, list[Any]] = {}
+        for tensor in tensors:
+            kind = SparseTensor.type() if SparseTensor.is_sparse(tensor) else str(tensor.dtype)
+            buckets.setdefault(kind, []).append(tensor)
+        return list(buckets.items())
+
+    engine.split_half_float_double_sparse = split
+
+
+def log_to_wandb() -> None:
+    """Megatron at the guide's tag logs to a run of W&B if there is one, and starts none. Its last process logs."""
+    if os.environ.get("WANDB_MODE", "disabled") == "disabled":
+        return
+    if int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1:
+        import wandb
+
+        wandb.init()
+
+
+if __name__ == "__main__":
+    main()
