@@ -130,7 +130,7 @@ def _hubs_hash(url: str) -> str:
     """The sha256 that the Hub tells of a large file before it redirects (``X-Linked-Etag``); empty for a small one."""
 
     class Stay(urllib.request.HTTPRedirectHandler):
-        def redirect_request(self, *_arguments: Any) -> None:  # type: ignore[override]  # no redirect is followed
+        def redirect_request(self, *_arguments: Any) -> None:
             return None
 
     asked = host.request(url, {})

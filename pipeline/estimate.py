@@ -52,7 +52,7 @@ def tokens(config: Config) -> int:
 
 
 def estimate(config: Config, cores: int = 1, machines: Machines | None = None) -> dict[str, Any]:
-    """``seconds`` and ``days`` of the whole run, ``parameters``, ``tokens``, ``flops``, ``memory_bytes``, ``disk_bytes``.
+    """``seconds`` and ``days`` of the run, ``parameters``, ``tokens``, ``flops``, ``memory_bytes``, ``disk_bytes``.
 
     On GPUs ``memory_bytes`` is the peak of one of them, on CPU cores that of the process. Without ``machines``, or with
     engine ``torch`` on a CPU, ``cores`` do the work.

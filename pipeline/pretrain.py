@@ -72,6 +72,7 @@ def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
         launch = (megatron_compat if sources.machines.compat else megatron).launch(config, sources.machines, places)
         # How many GPUs share the work changes nothing; how the model is cut, and what is published, does.
         run_only["micro_batch_size"] = settings.pop("micro_batch_size")
+        run_only["hosts"] = list(sources.machines.hosts)
         values.update({"parallel": section(config, "parallel"), "compat": sources.machines.compat})
     return StagePlan(
         stage,
@@ -166,18 +167,27 @@ def _by_program(job: Job, report: Reporter, statistics: dict[str, float | None],
     settings = job.config["pretrain"]
     trained = megatron_run.train(job, report)
     heard = trained.heard
-    history: dict[str, Any] = {"train": [entry for entry in heard.steps if "loss" in entry], **statistics}
-    history["validation"] = heard.validations
+    history: dict[str, Any] = {
+        "train": [entry for entry in heard.steps if "loss" in entry],
+        "validation": heard.validations,
+        **statistics,
+    }
+    if not history["train"]:
+        raise UcllmError(
+            "pretrain.nothing-logged",
+            _("The training ended before it told a loss."),
+            _("It logs every {interval} steps.").format(interval=job.config["run"]["log_interval"]),
+            _("Lower `--set pretrain.log_interval=…`, or train more steps."),
+        )
     megatron_run.link_checkpoint(trained.checkpoint, job.outputs["model"])
     job.outputs["history"].write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
     job.outputs["curve"].write_text(_curve(history), encoding="utf-8")
-    steps_here = sum(1 for _entry in history["train"])
     return {
         "steps": trained.step,
-        "loss_first": history["train"][0]["loss"] if steps_here else None,
-        "loss_last": history["train"][-1]["loss"] if steps_here else None,
+        "loss_first": history["train"][0]["loss"],
+        "loss_last": history["train"][-1]["loss"],
         "val_loss": history["validation"][-1]["loss"] if history["validation"] else None,
-        "tokens_per_second": history["train"][-1]["tokens_per_second"] if steps_here else None,
+        "tokens_per_second": round(history["train"][-1]["tokens_per_second"], 1),
         **statistics,
         "tokens_trained": trained.step * _tokens_per_step(settings),
         "epochs": round(trained.step * _tokens_per_step(settings) / tokens, 2),

@@ -1,18 +1,23 @@
-"""Where a stage would run, for its launch: cluster, nodes, GPUs, from options, the scheduler's variables and the facts."""
+"""Where a stage would run: cluster, nodes and GPUs, from options, the scheduler's variables and the facts."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bootstrap.cli.work import Work
+from bootstrap.findings import Finding
 from bootstrap.profiles import Profile
 from pipeline.config import Config
-from pipeline.errors import Problem
+from pipeline.errors import Problem, UcllmError
+from pipeline.i18n import _
 from pipeline.launch import Machines, cluster, nodes
+from pipeline.runs import StagePlan
 
 #: Bytes in the "GB" that makers of GPUs write.
 _GIB = 1 << 30
@@ -86,3 +91,38 @@ def problems(stages: Sequence[str], config: Config, where: Machines) -> list[Pro
     if "finetune" in stages and config.finetune.engine == "llm-jp-sft":
         found += llm_jp_sft.problems(config, where)
     return found
+
+
+def findings(work: Work, where: Machines, plans: Sequence[StagePlan]) -> list[Finding]:
+    """What the nodes of a launch say of each other, before anything starts on them; nothing for one node.
+
+    Raises :class:`UcllmError` when the nodes are still to be given by a scheduler.
+    """
+    launched = next((plan.launch for plan in plans if plan.launch), None)
+    if launched is None or len(where.hosts) == 1:
+        return []
+    from bootstrap import nodes as comparing
+
+    if where.cluster.scheduler != "none" and not nodes.inside(os.environ):
+        raise UcllmError(
+            "launch.no-job",
+            _("This is not a job of cluster {name}: there are no nodes to start on.").format(name=where.cluster.name),
+            hint=_("Add `--submit`, or ask the scheduler for nodes and run the same command there."),
+        )
+    over = "srun" if where.cluster.launcher == "deepspeed-no-ssh" else "ssh"
+    hosts = [(host, where.slots) for host in where.hosts]
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "ssh_config")
+        config.write_text(launched.files.get("ssh_config", ""), encoding="utf-8")
+        given = config if "ssh_config" in launched.files else None
+        return comparing.findings(hosts, where.port, work.workspace, work.profile, over=over, ssh_config=given)
+
+
+def costs(config: Config, where: Machines) -> str:
+    """One line: how long the pretraining takes there and what it needs, by estimate."""
+    from pipeline.estimate import estimate
+
+    found = estimate(config, where.slots, where)
+    what = _("{count} x {name}").format(count=where.world_size, name=where.cluster.gpu or where.device)
+    text = _("estimate: {tokens:,.0f} million tokens in {days:.1f} days on {what}, {memory:.1f} GB of memory each")
+    return text.format(tokens=found["tokens"] / 1e6, days=found["days"], what=what, memory=found["memory_bytes"] / 1e9)

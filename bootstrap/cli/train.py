@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from bootstrap import __version__, requirements
-from bootstrap.cli import machines
+from bootstrap.cli import machines, train_submit
 from bootstrap.cli.base import LazyGroup, Report, common_options, finish, mirror_option
 from bootstrap.cli.train_text import Terminal, render
 from bootstrap.cli.work import Work, choose, open_work
@@ -24,6 +24,7 @@ from pipeline.config import Config
 from pipeline.engines.megatron_compat import VERSIONS
 from pipeline.errors import Problem, UcllmError
 from pipeline.i18n import N_, _
+from pipeline.launch import Machines
 from pipeline.recipe import datasets as catalogue
 from pipeline.recipe import resolve
 from pipeline.runs import StagePlan
@@ -202,20 +203,25 @@ def _train(stage: str, values: dict[str, Any]) -> None:
     choice = choose(values["workspace"], values["profile"], values["mirror"])
     config = _configuration(stage, values, choice.profile)
     work = open_work(f"train {stage}", choice, _wanted(names, values, choice.profile), config=config)
-    plans = _plans(names, values, config, work)
+    where = machines.of(values, work, config)
+    config = machines.resolved(config, where)
+    plans = _plans(names, values, config, work, where)
     environment = Environment(work.workspace.python, work.workspace.state, __version__, values["no_checks"])
-    if any(plan.launch for plan in plans) and not values["dry_run"]:
+    if values["dry_run"]:
+        finish(_dry_run(plans, environment, config, work, where), as_json=as_json, text=render)
+    if values.get("submit"):
+        finish(train_submit.submit(work, where, plans), as_json=as_json, text=render)
+    if any(plan.launch for plan in plans):
         from bootstrap import activation
 
         environment = dataclasses.replace(environment, variables=activation.variables(work.workspace))
-    findings = work.findings()
-    if values["dry_run"]:
-        finish(_dry_run(plans, environment, config, work, findings), as_json=as_json, text=render)
     if not values["no_checks"]:
-        _refuse(stage, findings, values)
+        _refuse(stage, [*work.findings(), *machines.findings(work, where, plans)], values)
     terminal = Terminal(len(plans))
+    if any(plan.launch and plan.stage == "pretrain" for plan in plans):
+        terminal.say(machines.costs(config, where))
     try:
-        _fetch_dataset(plans, config, work, terminal)
+        _fetch_datasets(plans, work, terminal)
     except UcllmError as error:
         # The failure of the first stage, which would have read it.
         data, code = _data(stage, (), config), exit_code(plans[0].stage)
@@ -236,12 +242,12 @@ def _train(stage: str, values: dict[str, Any]) -> None:
         finish(Report(f"train {stage}", "ok", 0, data), as_json=as_json, text=render)
 
 
-def _plans(names: Sequence[str], values: Mapping[str, Any], config: Config, work: Work) -> list[StagePlan]:
+def _plans(
+    names: Sequence[str], values: Mapping[str, Any], config: Config, work: Work, where: Machines
+) -> list[StagePlan]:
     """The plan of each stage. Raises :class:`UcllmError` with the problems of all of them at once."""
     from bootstrap import datasets
 
-    where = machines.of(values, work, config)
-    config = machines.resolved(config, where)
     dataset = datasets.path_of(config.data.dataset, work.workspace) if config.data.dataset else None
     own = tuple(values["inputs"]) if len(names) == 1 else ()
     sources = Sources(
@@ -335,8 +341,8 @@ def _help(finding: Finding, workspace: Path | None) -> str:
     return " ".join((finding.remedy.text, *(f"`{command}`" for command in finding.remedy.commands)))
 
 
-def _fetch_dataset(plans: Sequence[StagePlan], config: Config, work: Work, terminal: Terminal) -> None:
-    """Fetch the recipe's text if a stage reads it."""
+def _fetch_datasets(plans: Sequence[StagePlan], work: Work, terminal: Terminal) -> None:
+    """Fetch those of the catalogue's texts that a stage reads."""
     from bootstrap import datasets
 
     read = {path for plan in plans for path in plan.inputs.values()}
@@ -346,25 +352,26 @@ def _fetch_dataset(plans: Sequence[StagePlan], config: Config, work: Work, termi
 
 
 def _dry_run(
-    plans: Sequence[StagePlan], environment: Environment, config: Config, work: Work, findings: Sequence[Finding]
+    plans: Sequence[StagePlan], environment: Environment, config: Config, work: Work, where: Machines
 ) -> Report:
     """Exactly what would be started; for ``all``, of each stage."""
     from pipeline.estimate import estimate
 
     starts = []
+    job = train_submit.files(work, where, plans)
     for plan in plans:
         start = plan.launch or launch(plan, environment)
         inputs = {name: str(path) for name, path in plan.inputs.items()}
         outputs = {name: str(path) for name, path in plan.outputs.items()}
-        described = {"argv": list(start.argv), "env": dict(start.env), "files": dict(start.files)}
+        described = {"argv": list(start.argv), "env": dict(start.env), "files": {**start.files, **job}}
         starts.append(
             {"stage": plan.stage, "launch": described, "config": plan.config, "inputs": inputs, "outputs": outputs}
         )
     data: dict[str, Any] = {
         "stages": [],
         "plans": starts,
-        "findings": [finding.as_json() for finding in findings],
-        "estimate": estimate(config, work.facts.machine.cores or 1),
+        "findings": [finding.as_json() for finding in work.findings()],
+        "estimate": estimate(config, work.facts.machine.cores or 1, where),
     }
     if len(starts) == 1:
         data["launch"] = starts[0]["launch"]

@@ -127,6 +127,9 @@ def render(data: Mapping[str, Any]) -> str:
     """The summary on standard output: what was learned, a sample, where the model is, and the next command."""
     if "plans" in data:
         return _render_plans(data)
+    if "job" in data:
+        text = _("submitted as job {job}: {script}")
+        return text.format(job=data["job"], script=data["script"])
     results = {result["stage"]: result for result in data["stages"]}
     lines: list[str] = []
     metrics = {stage: result["metrics"] for stage, result in results.items()}
@@ -188,7 +191,7 @@ def _render_plans(data: Mapping[str, Any]) -> str:
     lines += [f"! {finding['id']}: {finding['summary']}" for finding in problems]
     estimate = data["estimate"]
     lines.append(
-        _("pretraining takes about {time} on these CPU cores, {memory} MB of memory and {disk} MB of disk").format(
+        _("pretraining takes about {time}, {memory} MB of memory a process and {disk} MB of disk").format(
             time=duration(estimate["seconds"]),
             memory=f"{estimate['memory_bytes'] / 1e6:,.0f}",
             disk=f"{estimate['disk_bytes'] / 1e6:,.0f}",

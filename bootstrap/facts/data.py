@@ -95,13 +95,20 @@ def _is_standard(recipe: str, made_with: Mapping[str, Any], inputs: Mapping[str,
 
 
 def _numbers(config: Config) -> Recipe:
-    """The numbers that must fit each other. Engine ``torch`` runs as one process: nothing is split."""
+    """The numbers that must fit each other, on as few processes as the model is cut for.
+
+    A launch on more of them is judged before it starts (:func:`pipeline.engines.megatron.problems`).
+    """
     costs = estimate(config)
+    tensor, stages = config.parallel.tp, config.parallel.pp
     return Recipe(
         name=config.name,
         engine=config.pretrain.engine,
         global_batch=config.pretrain.global_batch_size,
-        micro_batch=config.pretrain.micro_batch_size,
+        micro_batch=config.pretrain.micro_batch_size or 1,
+        tensor_parallel=tensor,
+        pipeline_parallel=stages,
+        gpus=tensor * stages,
         heads=config.model.heads,
         layers=config.model.layers,
         sequence=config.pretrain.seq_length,

@@ -1,9 +1,9 @@
 """The published launches of pretraining, for ``--compat v0.3`` and ``--compat v0.71``.
 
-With it a launch has the flags and values of the script of matsuolab/ucllm_nedo_prod at that tag for the same cluster and
-parallelism, its defects included (docs/launches.md names them): 300 billion tokens are the only stop, the learning rate
-decays over them, an fp32 run has a DeepSpeed configuration that says fp16, and v0.3 sets no master port. Only paths are
-ours.
+With it a launch has the flags and values of the script of matsuolab/ucllm_nedo_prod at that tag for the same cluster
+and parallelism, its defects included (docs/launches.md names them): 300 billion tokens are the only stop, the learning
+rate decays over them, an fp32 run has a DeepSpeed configuration that says fp16, and v0.3 sets no master port. Only
+paths are ours.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What Megatron-DeepSpeed prints while it trains, read (``megatron/training.py``: ``training_log``, ``save_checkpoint``)."""
+"""What Megatron-DeepSpeed prints while it trains (``megatron/training.py``: ``training_log``, ``save_checkpoint``)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ _VALIDATION = re.compile(
 )
 _SAVED = re.compile(r"successfully saved checkpoint at iteration\s+(\d+) to ")
 _STOPPED = re.compile(r"\[exiting program after (receiving SIGTERM|[0-9.]+ minutes|)")
+#: DeepSpeed's ``launcher/launch.py``, of the node whose process ended.
+_DIED = re.compile(r"Process \d+ exits with return code = [-1-9]")
 #: Megatron's names to ours.
 _NAMES = {
     "lm loss": "loss",
@@ -32,7 +34,8 @@ def read(line: str) -> dict[str, Any] | None:
     """What a line of the log says, or ``None``.
 
     ``{"kind": "step", "step", "total", "loss", …}`` (the loss is the mean since the last such line, in nats),
-    ``{"kind": "validation", "step", "loss"}``, ``{"kind": "saved", "step"}``, ``{"kind": "stopped", "by": "signal"|"hours"}``.
+    ``{"kind": "validation", "step", "loss"}``, ``{"kind": "saved", "step"}``, ``{"kind": "stopped", "by": "signal"}``
+    (or ``"hours"``), ``{"kind": "died"}`` when a launcher tells that a process of its node did.
     """
     if found := _ITERATION.search(line):
         step, total, rest = found.groups()
@@ -44,6 +47,8 @@ def read(line: str) -> dict[str, Any] | None:
         return {"kind": what, "step": int(at) if at else None, "loss": float(loss)}
     if found := _SAVED.search(line):
         return {"kind": "saved", "step": int(found[1])}
+    if _DIED.search(line):
+        return {"kind": "died"}
     if found := _STOPPED.search(line):
         return {"kind": "stopped", "by": "signal" if "SIGTERM" in found[1] else "hours"}
     return None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,6 +37,10 @@ STOP_SECONDS = 600.0
 TRACKER, LATEST = "latest_checkpointed_iteration.txt", "latest"
 #: Variables of the activated environment that the processes of other nodes need too.
 CARRIED = ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", RANKS)
+#: pdsh names the node before each line that it prints.
+_PREFIX = re.compile(r"^[\w.-]+: ")
+#: Beside the checkpoints: what was heard so far, a JSON object a line.
+HEARD = "heard.jsonl"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -45,7 +52,18 @@ class Heard:
     validations: list[dict[str, Any]] = field(default_factory=list)
     stopped_by: str = ""
     seconds: float = 0.0
+    #: What Python tracebacks ended with, the first one first: later ones are of launchers and of other processes.
+    errors: list[str] = field(default_factory=list)
     tail: list[str] = field(default_factory=list)
+    inside_traceback: bool = False
+
+    def note_error(self, line: str) -> None:
+        """Follow tracebacks: their last line is the first that is not indented."""
+        if line.startswith("Traceback (most recent call last)"):
+            self.inside_traceback = True
+        elif self.inside_traceback and line and not line[0].isspace():
+            self.inside_traceback = False
+            self.errors.append(line)
 
 
 @dataclass(frozen=True)
@@ -65,8 +83,8 @@ def train(job: Job, report: Reporter) -> Trained:
     launch = job.config["run"]["launch"]
     folder = write_files(job.home / "launch", launch["files"])
     point_to_checkpoints(job.home / "checkpoint", job.checkpoints)
-    heard = Heard()
     start = starting_point(job.checkpoints, report)
+    heard = _remembered(job.checkpoints / HEARD, MEGATRON.step(start) if start else 0)
     if start is None or MEGATRON.step(start) < job.config["pretrain"]["steps"]:
         code = run(launch, folder, lambda line: _hear(line, job, report, heard), report)
         _judge(code, job, heard)
@@ -74,6 +92,20 @@ def train(job: Job, report: Reporter) -> Trained:
     if found is None:
         raise _failed(job, 0, heard)
     return Trained(found, MEGATRON.step(found), heard)
+
+
+def _remembered(path: Path, step: int) -> Heard:
+    """What earlier starts of this training heard up to ``step``, where this one continues; the rest is forgotten."""
+    heard, kept = Heard(), []
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, KeyError):  # cut short by a kill
+                entry = json.loads(line)
+                if entry["step"] <= step:
+                    kept.append(line)
+                    (heard.steps if entry["kind"] == "step" else heard.validations).append(entry)
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    return heard
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> Path:
@@ -128,9 +160,10 @@ def _readable(folder: Path) -> bool:
     return bool(found) and all(zipfile.is_zipfile(path) for path in found)
 
 
-def run(launch: Mapping[str, Any], folder: Path, hear: Callable[[str], None], report: Reporter) -> int:
+def run(launch: Mapping[str, Any], folder: Path, hear: Callable[[str], bool], report: Reporter) -> int:
     """Start ``launch`` in ``folder`` and give each line it prints to ``hear``, and to our own output; its exit code.
 
+    ``hear`` says whether the rest must end: a node that failed does not end the others by itself.
     A request to stop this process becomes one to every process that trains: they end the step and save. The second
     request, or :data:`STOP_SECONDS`, ends them.
     """
@@ -167,7 +200,8 @@ def run(launch: Mapping[str, Any], folder: Path, hear: Callable[[str], None], re
         with child.stdout as output:  # type: ignore[union-attr]  # it is a pipe
             for line in _lines(output):
                 print(line, flush=True)
-                hear(line)
+                if hear(line):
+                    child.terminate()
         return child.wait()
     finally:
         if child.poll() is None:
@@ -198,11 +232,14 @@ def _lines(output: IO[bytes]) -> Any:
         yield block.decode("utf-8", "replace").rstrip("\n")
 
 
-def _hear(line: str, job: Job, report: Reporter, heard: Heard) -> None:
+def _hear(line: str, job: Job, report: Reporter, heard: Heard) -> bool:
+    """Take in a line; whether it says that a node has failed."""
+    line = _PREFIX.sub("", line) if len(job.config["run"]["hosts"]) > 1 else line
     heard.tail = [*heard.tail[-14:], line]
+    heard.note_error(line)
     said = megatron_log.read(line)
     if said is None:
-        return
+        return False
     kind = said.pop("kind")
     if kind == "step":
         settings = job.config["pretrain"]
@@ -210,19 +247,28 @@ def _hear(line: str, job: Job, report: Reporter, heard: Heard) -> None:
         seconds = said.get("milliseconds", 0.0) / 1000
         per_step = settings["global_batch_size"] * settings["seq_length"]
         heard.seconds += seconds * every
-        entry = {**said, "seconds": seconds * every, "tokens_per_second": per_step / max(seconds, 1e-9)}
+        entry = {"kind": kind, **said, "seconds": seconds * every, "tokens_per_second": per_step / max(seconds, 1e-9)}
         if "loss" not in entry and not said.get("skipped"):
             entry["loss"] = math.nan
         heard.steps.append(entry)
+        _remember(job, entry)
         shown = {name: entry[name] for name in ("loss", "tokens_per_second", "tflops") if name in entry}
         report.progress(said["step"], said["total"], "steps", **shown)
     elif kind == "validation":
-        heard.validations.append({"step": said["step"] or job.config["pretrain"]["steps"], "loss": said["loss"]})
+        entry = {"kind": kind, "step": said["step"] or job.config["pretrain"]["steps"], "loss": said["loss"]}
+        heard.validations.append(entry)
+        _remember(job, entry)
     elif kind == "saved":
         checkpoints.mark_complete(job.checkpoints / f"{MEGATRON.prefix}{said['step']}", MEGATRON)
         checkpoints.tidy(job.checkpoints, job.config["run"]["keep_checkpoints"], MEGATRON)
     elif kind == "stopped":
         heard.stopped_by = said["by"]
+    return bool(kind == "died")
+
+
+def _remember(job: Job, entry: Mapping[str, Any]) -> None:
+    with (job.checkpoints / HEARD).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(entry) + "\n")
 
 
 def _judge(code: int, job: Job, heard: Heard) -> None:
@@ -251,13 +297,13 @@ def _failed(job: Job, code: int, heard: Heard) -> UcllmError:
     return UcllmError(
         "pretrain.engine-failed",
         _("Megatron-DeepSpeed ended with exit code {code}.").format(code=code),
-        _("The end of its log:") + "\n" + "\n".join(heard.tail),
+        heard.errors[0] if heard.errors else _("The end of its log:") + "\n" + "\n".join(heard.tail),
         _("Read {log}; `ucllm explain {log}` knows the usual causes.").format(log=log),
     )
 
 
 def link_checkpoint(source: Path, target: Path) -> None:
-    """Make ``target`` a folder of the same files as the checkpoint, without a second copy where the disk can share them."""
+    """Make ``target`` a folder of the same files as the checkpoint, without a second copy where the disk shares them."""
     target.mkdir(parents=True)
     for path in sorted(source.iterdir()):
         if path.name != checkpoints.MARKER and path.is_file():

@@ -2,18 +2,20 @@
 
     python megatron_start.py [--local_rank=N] …/Megatron-DeepSpeed/pretrain_gpt.py FLAGS…
 
-The checkout stays as it was cloned. Each measure is one function below, with its reason; those that the environment does
-not need do nothing. Then the script runs as if Python had been called with it.
+The checkout stays as it was cloned. Each measure is one function below, with its reason; those that the environment
+does not need do nothing. Then the script runs as if Python had been called with it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import runpy
 import signal
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ def main() -> None:
     words = sys.argv[1:]
     script = next(word for word in words if word.endswith(".py"))
     die_with_the_launcher()
+    open_many_files()
     leave_number()
     sys.argv = [script, *(word for word in words if word != script)]
     # As Python does for a script; our own folder is not one to import from.
@@ -34,7 +37,8 @@ def main() -> None:
     sys.path[:] = [str(Path(script).parent), *(place for place in sys.path if place != here)]
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         stand_in_for_intel_extensions()
-        count_gradients_of_a_cpu()
+        talk_over_gloo()
+        sort_gradients_of_a_cpu()
     log_to_wandb()
     runpy.run_path(script, run_name="__main__")
 
@@ -43,6 +47,13 @@ def die_with_the_launcher() -> None:
     """A launcher that is killed takes its processes with it, instead of leaving them on the GPUs."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def open_many_files() -> None:
+    """On nodes reached by ssh the soft limit is a shell's; the published guides raise it in ``~/.bashrc``."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def leave_number() -> None:
@@ -59,23 +70,32 @@ def stand_in_for_intel_extensions() -> None:
     (``deepspeed/accelerator/cpu_accelerator.py``, ``real_accelerator.py``.)
     """
     for name in ("intel_extension_for_pytorch", "oneccl_bindings_for_pytorch"):
-        if name not in sys.modules:
-            sys.modules[name] = types.ModuleType(name)
+        module = types.ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)  # transformers asks for it
+        sys.modules.setdefault(name, module)
 
 
-def count_gradients_of_a_cpu() -> None:
+def talk_over_gloo() -> None:
+    """DeepSpeed's CPU accelerator talks over Intel's oneCCL, whatever ``--distributed-backend`` says.
+
+    (Megatron's ``_initialize_distributed`` calls ``deepspeed.init_distributed()`` without it.)
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator()._communication_backend_name = "gloo"  # noqa: SLF001  nothing public sets it
+
+
+def sort_gradients_of_a_cpu() -> None:
     """DeepSpeed 0.12.4 sorts gradients by types it names ``torch.cpu.FloatTensor``, which torch does not have.
 
     (``deepspeed/runtime/engine.py``, ``split_half_float_double_sparse``: ``tensor.type()`` says ``torch.FloatTensor``.)
     """
     from deepspeed.runtime import engine
-    from deepspeed.runtime.sparse_tensor import SparseTensor
 
     def split(tensors: list[Any]) -> list[tuple[str, list[Any]]]:
         buckets: dict[str, list[Any]] = {}
         for tensor in tensors:
-            kind = SparseTensor.type() if SparseTensor.is_sparse(tensor) else str(tensor.dtype)
-            buckets.setdefault(kind, []).append(tensor)
+            buckets.setdefault(tensor.type(), []).append(tensor)
         return list(buckets.items())
 
     engine.split_half_float_double_sparse = split

@@ -1,0 +1,1 @@
+"""A stand-in: what the start module changes about DeepSpeed's engine."""
