@@ -88,7 +88,7 @@ def ensure(name: str, workspace: Workspace, say: Callable[[str], None]) -> Path:
 
 
 def _known_hash(entry: dict[str, str], target: Path) -> str:
-    """The catalogue's sha256, else that of the first download, which is kept beside the file; empty if there is none."""
+    """The catalogue's sha256, else that of the first download, kept beside the file; empty if there is none."""
     if "sha256" in entry:
         return entry["sha256"]
     try:

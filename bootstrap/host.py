@@ -166,7 +166,7 @@ def fetch(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _only_writer(part):
-            if not (target.exists() and sha256 in ("", sha256_file(target))):  # another process may just have fetched it
+            if not (target.exists() and sha256 in ("", sha256_file(target))):  # another just fetched it
                 _fetch(url, target, part, sha256, progress)
     except OSError as error:
         raise not_writable(part, error) from error

@@ -1,5 +1,8 @@
 """Step 3-1: a checkpoint and a SentencePiece model become a folder that any current transformers loads.
 
+The checkpoint is a model in Hugging Face's form, such as engine ``torch`` makes, or one of Megatron-DeepSpeed
+(:mod:`pipeline.megatron_convert`).
+
 The weights stay as they are, padded rows too: only what a reader needs to know about them is written. Fixed on the way:
 the special ids are the tokenizer's (a GPT-2 configuration says 50256 for both), a base model ends at ``<EOD>``, and
 generation never chooses a padded row, which was trained only to be unlikely.
@@ -12,10 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import megatron_convert, megatron_verify
 from pipeline.errors import UcllmError
 from pipeline.generate import check
 from pipeline.hf_tokenizer import read_model, special_tokens, write_hf_tokenizer
 from pipeline.i18n import _
+from pipeline.megatron_checkpoint import is_megatron
 from pipeline.model_folder import check_weights
 from pipeline.provenance import check_unaltered, maker
 from pipeline.runs import StagePlan, sha256_file
@@ -31,6 +36,8 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
     """Convert the recipe's own pretraining, or ``--input CHECKPOINT --tokenizer M.model --output DIR``.
+
+    CHECKPOINT is a model folder, a ``global_stepN`` of Megatron-DeepSpeed, or the folder that such ones are in.
 
     Raises :class:`UcllmError` when a checkpoint of the user's own comes without its tokenizer.
     """
@@ -57,7 +64,9 @@ def run(job: Job, report: Reporter) -> dict[str, Any]:
     does not belong to them.
     """
     checkpoint, tokenizer, output = job.inputs["checkpoint"], job.inputs["tokenizer"], job.outputs["model"]
-    check_checkpoint(checkpoint)
+    megatron = is_megatron(checkpoint)
+    if not megatron:
+        check_checkpoint(checkpoint)
     check_unaltered(checkpoint)
     made_by, _sha256 = maker(checkpoint)
     check_same_tokenizer(made_by, tokenizer)
@@ -66,28 +75,24 @@ def run(job: Job, report: Reporter) -> dict[str, Any]:
     pieces = [piece.text for piece in read_model(tokenizer).pieces]
     roles = special_tokens(read_model(tokenizer))
     ids = {role: pieces.index(name) for role, name in roles.items() if isinstance(name, str)}
-    model = load_checkpoint(checkpoint)
-    rows = int(model.config.vocab_size)
-    if len(pieces) > rows:
-        raise UcllmError(
-            "convert.tokenizer-too-large",
-            _("{path} does not belong to this model.").format(path=tokenizer),
-            _("It has {count} pieces, and the model has {rows} rows.").format(count=len(pieces), rows=rows),
-            _("Name the tokenizer that the training text was encoded with: `--tokenizer MODEL`."),
-        )
+    source: Any = megatron_convert.open_checkpoint(checkpoint, report.note) if megatron else load_checkpoint(checkpoint)
+    rows = int(source.config.vocab_size)
+    _check_size(tokenizer, len(pieces), rows)
+    if megatron:
+        source.check_tokenizer(tokenizer, len(pieces))
     if "eos_token" not in ids:
         report.note(_("The tokenizer has no <EOD> and no </s>: generation will stop only at its length limit."))
     report.progress(2, 3, "steps")
 
-    _describe(model, ids, range(len(pieces), rows))
-    model.save_pretrained(output, max_shard_size="50GB")
-    write_hf_tokenizer(tokenizer, output, model_max_length=int(model.config.n_positions))
+    source.generation_config = _describe(source.config, ids, range(len(pieces), rows))
+    source.save_pretrained(output, max_shard_size=megatron_convert.SHARD_BYTES)
+    write_hf_tokenizer(tokenizer, output, model_max_length=int(source.config.n_positions))
     report.progress(3, 3, "steps")
     import torch
     import transformers
 
     return {
-        "parameters": sum(each.numel() for each in model.parameters()),
+        "parameters": sum(each.numel() for each in source.parameters()),
         "vocab_size": len(pieces),
         "padded_rows": rows - len(pieces),
         "bytes": sum(path.stat().st_size for path in output.iterdir()),
@@ -95,29 +100,33 @@ def run(job: Job, report: Reporter) -> dict[str, Any]:
     }
 
 
-def _describe(model: Any, ids: Mapping[str, int], padding: range) -> None:
-    """Say in the model's configuration what its ids mean."""
+def _check_size(tokenizer: Path, pieces: int, rows: int) -> None:
+    """Raises :class:`UcllmError` for a tokenizer with more pieces than the model has rows."""
+    if pieces > rows:
+        raise UcllmError(
+            "convert.tokenizer-too-large",
+            _("{path} does not belong to this model.").format(path=tokenizer),
+            _("It has {count} pieces, and the model has {rows} rows.").format(count=pieces, rows=rows),
+            _("Name the tokenizer that the training text was encoded with: `--tokenizer MODEL`."),
+        )
+
+
+def _describe(config: Any, ids: Mapping[str, int], padding: range) -> Any:
+    """Say in the model's configuration what its ids mean; returns the ``GenerationConfig``."""
     from transformers import GenerationConfig
 
     special = {f"{role}_token_id": ids.get(f"{role}_token") for role in ("bos", "eos", "pad")}
     for name, value in special.items():
-        setattr(model.config, name, value)
-    model.config.use_cache = True  # training switches it off
+        setattr(config, name, value)
+    config.use_cache = True  # training switches it off
     suppressed = {"suppress_tokens": list(padding)} if padding else {}
-    model.generation_config = GenerationConfig(**special, **suppressed)
+    return GenerationConfig(**special, **suppressed)
 
 
 def check_checkpoint(folder: Path) -> None:
     """Raises :class:`UcllmError` unless ``folder`` holds a GPT-2 in Hugging Face's form with whole weights."""
     if not folder.is_dir():
         raise _not_a_model(folder, _("It is a file."), _("Name the folder that holds it."))
-    if any(any(folder.glob(pattern)) for pattern in ("layer_*.pt", "mp_rank_*.pt", "global_step*", "zero_pp_rank_*")):
-        raise UcllmError(
-            "convert.megatron",
-            _("{path} is a Megatron-DeepSpeed checkpoint.").format(path=folder),
-            _("This version of ucllm converts only models in Hugging Face's form, such as its own pretraining makes."),
-            _("Convert it with the tools of Megatron-DeepSpeed for now; `ucllm train convert` will learn it."),
-        )
     steps = sorted(folder.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
     if not (folder / "config.json").is_file():
         hint = _("Name one of the checkpoints in it: `--input {path}`.").format(path=steps[-1]) if steps else ""
@@ -183,7 +192,10 @@ def _not_a_model(folder: Path, why: str, hint: str = "") -> UcllmError:
 
 
 def verify(job: Job) -> list[str]:
-    """Load the folder again beside the checkpoint: the same logits, the tokenizer's ids, nothing but real tokens."""
-    result = check(job.outputs["model"], "Once upon a time,", reference=job.inputs["checkpoint"])
+    """Load the folder again beside the checkpoint: the same weights or logits, the tokenizer's ids, real tokens."""
+    checkpoint, output = job.inputs["checkpoint"], job.outputs["model"]
+    if is_megatron(checkpoint):
+        return megatron_verify.problems(megatron_convert.open_checkpoint(checkpoint).checkpoint, output)
+    result = check(output, "Once upon a time,", reference=checkpoint)
     problems: list[str] = result["problems"]
     return problems

@@ -67,7 +67,7 @@ def estimate(config: Config, cores: int = 1, machines: Machines | None = None) -
     saved = torch_engine.CHECKPOINT_PER_PARAMETER * (config.pretrain.keep_checkpoints + 1)
     return {
         "seconds": math.ceil(seconds),
-        "days": round(seconds / 86_400, 2),
+        "days": float(f"{seconds / 86_400:.3g}"),
         "parameters": count,
         "tokens": tokens(config),
         "flops": flops(config),

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
 #: The engine that is another program: what it starts is known before it starts.
 MEGATRON = "megatron-deepspeed"
 #: Settings that change what is shown and kept, or where a run stops early, not the model.
-SCHEDULE = ("eval_interval", "eval_iters", "save_interval", "keep_checkpoints", "log_interval", "hours")
+SCHEDULE = (
+    "eval_interval",
+    "eval_iters",
+    "save_interval",
+    "keep_checkpoints",
+    "log_interval",
+    "hours",
+    "activation_checkpointing",
+)
 #: Tokens of the sample in the metrics.
 SAMPLE_TOKENS = 40
 #: Windows whose loss is compared after the model was saved and loaded again, and by how much it may differ.
@@ -73,6 +81,7 @@ def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
         # How many GPUs share the work changes nothing; how the model is cut, and what is published, does.
         run_only["micro_batch_size"] = settings.pop("micro_batch_size")
         run_only["hosts"] = list(sources.machines.hosts)
+        run_only["data_parallel"] = megatron.batch(config, sources.machines).data_parallel
         values.update({"parallel": section(config, "parallel"), "compat": sources.machines.compat})
     return StagePlan(
         stage,
@@ -145,14 +154,15 @@ def run(job: Job, report: Reporter) -> dict[str, Any]:
 
     seconds = sum(each["seconds"] for each in history["train"])
     return {
-        "steps": settings["steps"],
+        "steps": trained.steps,
+        "stopped_by": trained.stopped_by,
         "loss_first": history["train"][0]["loss"],
         "loss_last": history["train"][-1]["loss"],
         "val_loss": history["validation"][-1]["loss"] if history["validation"] else None,
-        "tokens_per_second": round(settings["steps"] * _tokens_per_step(settings) / max(seconds, 1e-9), 1),
+        "tokens_per_second": round(trained.steps * _tokens_per_step(settings) / max(seconds, 1e-9), 1),
         **statistics,
-        "tokens_trained": settings["steps"] * _tokens_per_step(settings),
-        "epochs": round(settings["steps"] * _tokens_per_step(settings) / len(training.tokens), 2),
+        "tokens_trained": trained.steps * _tokens_per_step(settings),
+        "epochs": round(trained.steps * _tokens_per_step(settings) / len(training.tokens), 2),
         "precision": trained.precision,
         "parameters": sum(each.numel() for each in trained.model.parameters()),
         "sample": _sample(trained.model, processor, job.config["run"]["prompt"], settings),

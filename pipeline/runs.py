@@ -203,6 +203,8 @@ def _why(plan: StagePlan, manifest: Mapping[str, Any] | None, inputs: Mapping[st
             return _("its output is missing: {path}").format(path=path)
         if describe(path, before)["sha256"] != before["sha256"]:
             return _("its output was altered: {path}").format(path=path)
+    if manifest["metrics"].get("stopped_by") == "hours" and manifest.get("run", {}).get("hours") != plan.run["hours"]:
+        return _("pretrain.hours had ended it, and is another now")
     return ""
 
 

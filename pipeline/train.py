@@ -182,6 +182,7 @@ def _bring_up_to_date(plan: runs.StagePlan, environment: Environment, observer: 
             "status": "complete",
             "fingerprint": state.fingerprint,
             "config": plan.config,
+            "run": plan.run,
             "inputs": state.inputs,
             "outputs": {name: runs.describe(path) for name, path in plan.outputs.items()},
             "argv": (plan.launch or launch(plan, environment)).argv,

@@ -111,6 +111,7 @@ OTHERS = [line for line in ucllm_commands() if line not in DIAGNOSIS and line no
 def test_every_ucllm_command_is_accepted(line: str, tmp_path: Path) -> None:
     recipe = REPOSITORY / "pipeline" / "recipes" / "botchan-tiny.toml"
     (tmp_path / "my.toml").write_bytes(recipe.read_bytes())
+    (tmp_path / "hostfile").write_text("localhost slots=1\n", encoding="utf-8")
     words = shlex.split(line.replace("~", str(tmp_path)))
     if words[0] == "mirror":
         words.append("--help")  # what it does needs a network: tests/bootstrap/mirror
@@ -126,4 +127,4 @@ def test_every_ucllm_command_is_accepted(line: str, tmp_path: Path) -> None:
     # `doctor --fix --dry-run` exits as the check does, and here there is no environment yet.
     assert done.returncode == (1 if words[0] == "doctor" else 0), done.stderr
     assert done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["my.toml"], "a dry run writes nothing"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hostfile", "my.toml"], "a dry run writes nothing"

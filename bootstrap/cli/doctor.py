@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -20,6 +20,9 @@ from bootstrap.requirements import DEEP, QUICK, SMOKE, Action, Requirement
 from bootstrap.workspace import Workspace
 from pipeline.errors import UcllmError, did_you_mean
 from pipeline.i18n import _
+
+if TYPE_CHECKING:
+    from bootstrap.facts.nodes import Job
 
 
 @click.command(help=_("Say what is true, what is wrong and what repairs it."))
@@ -39,6 +42,21 @@ from pipeline.i18n import _
 @click.option(
     "--facts", "facts_file", type=click.Path(path_type=Path, dir_okay=False), help=_("Check a saved file instead.")
 )
+@click.option(
+    "--hostfile",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=_("Also look at the nodes of a job together: lines `HOST slots=N`. Asked by ssh, inside a Slurm job by srun."),
+)
+@click.option(
+    "--ssh-config",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help=_("With --hostfile: ask by ssh, with this file instead of your own configuration."),
+)
+@click.option(
+    "--master-port",
+    type=click.IntRange(1, 65535),
+    help=_("With --hostfile: the port where the processes meet; else MASTER_PORT, else the profile's."),
+)
 @mirror_option
 @common_options
 def command(
@@ -55,6 +73,9 @@ def command(
     explain: str | None,
     save_facts: Path | None,
     facts_file: Path | None,
+    hostfile: Path | None,
+    ssh_config: Path | None,
+    master_port: int | None,
     mirror: str | None,
     workspace: Path | None,
     profile: str | None,
@@ -71,13 +92,19 @@ def command(
     if facts_file and (fix or save_facts):
         what = _("--facts checks another machine's facts: nothing can be repaired or saved here.")
         raise UcllmError("usage", what, hint=_("Leave out --fix and --save-facts."))
+    job = _job(hostfile, ssh_config, master_port)
+    if facts_file and job:
+        what = _("--facts checks another machine's facts: no nodes can be asked for it.")
+        raise UcllmError("usage", what, hint=_("Save the facts of the nodes with --hostfile and --save-facts there."))
     tier = SMOKE if smoke else DEEP if deep else QUICK
     everything = save_facts is not None
     if save_facts:
         from bootstrap.facts import files
 
         files.require_place(save_facts)
-    work = _open(workspace, profile, mirror, facts_file, only, skip, tier, as_json=as_json, everything=everything)
+    work = _open(
+        workspace, profile, mirror, facts_file, only, skip, tier, as_json=as_json, everything=everything, job=job
+    )
     if save_facts:
         files.save(work.facts, save_facts)
     findings = work.findings()
@@ -106,17 +133,37 @@ def command(
 def _fix_command(context: click.Context) -> str:
     """The same check with ``--fix``. What came from a variable or was found is not named: it will be there again."""
     words = ["ucllm", "doctor", "--fix"]
-    for name in ("workspace", "profile", "mirror", "only", "skip", "deep", "smoke"):
+    names = ("workspace", "profile", "mirror", "hostfile", "ssh_config", "master_port", "only", "skip", "deep", "smoke")
+    for name in names:
         if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             continue
-        value = context.params[name]
+        value, option = context.params[name], f"--{name.replace('_', '-')}"
         if value is True:
-            words.append(f"--{name}")
+            words.append(option)
         else:
             words += [
-                word for item in (value if isinstance(value, tuple) else (value,)) for word in (f"--{name}", str(item))
+                word for item in (value if isinstance(value, tuple) else (value,)) for word in (option, str(item))
             ]
     return shlex.join(words)
+
+
+def _job(hostfile: Path | None, ssh_config: Path | None, port: int | None) -> Job | None:
+    """The nodes that the options name. Raises :class:`UcllmError` for a file that names none, line by line."""
+    if hostfile is None:
+        if ssh_config or port:
+            what = _("--ssh-config and --master-port are for the nodes of a job, and none are named.")
+            raise UcllmError("usage", what, hint=_("Name them with `--hostfile FILE`."))
+        return None
+    from bootstrap.facts import nodes
+    from pipeline.launch.nodes import parse_hostfile
+
+    try:
+        hosts = parse_hostfile(hostfile.read_text(encoding="utf-8"), str(hostfile))
+    except (OSError, UnicodeDecodeError) as error:
+        what = _("Cannot read {path}.").format(path=hostfile)
+        raise UcllmError("usage", what, getattr(error, "strerror", None) or str(error)) from error
+    over = "ssh" if ssh_config else nodes.default_way()
+    return nodes.Job(hosts, port or 0, over, ssh_config.absolute() if ssh_config else None)
 
 
 def _open(
@@ -130,6 +177,7 @@ def _open(
     *,
     as_json: bool,
     everything: bool,
+    job: Job | None,
 ) -> Work:
     """Collect the facts, or read them from a file."""
     facts = None
@@ -141,6 +189,8 @@ def _open(
     if facts is not None:
         chosen = choice.chosen if profile else Chosen(choice.profile.name, _("the facts were collected for it"))
         choice = Choice(Workspace(Path(facts.workspace)), choice.profile, chosen)
+    if job or (facts is not None and facts.nodes.nodes):
+        choice = choice.with_nodes()
     known = choice.profile.requirements
     parts([*only, *skip], known)  # every unknown word of both is told at once
     only, skip = parts(only, known), parts(skip, known)
@@ -148,7 +198,7 @@ def _open(
     if not as_json:
         choice.announce()
     if facts is None:
-        work = open_work("doctor", choice, wanted, tier=tier, everything=everything)
+        work = open_work("doctor", choice, wanted, tier=tier, everything=everything, job=job)
     else:
         found = requirements.load(wanted)
         work = Work("doctor", choice.workspace, choice.profile, choice.chosen, facts, found, tier)
@@ -164,7 +214,7 @@ def _wanted(known: Sequence[str], only: Sequence[str], skip: Sequence[str]) -> l
     if not asked:
         what = _("Nothing is left to check: --skip leaves out all that was asked for.")
         raise UcllmError("usage", what, hint=_("Leave out --skip, or name another check with --only."))
-    return requirements.with_needs(asked, known)
+    return requirements.with_needs(asked, known, fixing=bool(click.get_current_context().params["fix"]))
 
 
 def _list(workspace: Path | None, profile: str | None, *, as_json: bool) -> None:
@@ -179,12 +229,12 @@ def _explain(wanted: str, workspace: Path | None, profile: str | None, *, as_jso
     from bootstrap import profiles
 
     loaded = [profiles.load(name) for name in profiles.profile_names()]
-    known = list(dict.fromkeys(item for one in loaded for item in one.requirements))
+    known = [*dict.fromkeys(item for one in loaded for item in one.requirements), *requirements.NODES]
     if wanted not in known:
         raise UcllmError("usage", _("There is no check `{id}`.").format(id=wanted), hint=did_you_mean(wanted, known))
     mine = choose(workspace, profile).profile
     asking = [one for one in loaded if wanted in one.requirements]
-    described = describe(requirements.load([wanted])[0], mine if mine in asking else asking[0])
+    described = describe(requirements.load([wanted])[0], asking[0] if asking and mine not in asking else mine)
     data = {"requirement": {**described, "profiles": [one.name for one in asking]}}
     finish(Report("doctor", "ok", 0, data), as_json=as_json, text=render_explanation)
 

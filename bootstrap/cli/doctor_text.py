@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bootstrap.cli.base import style
+from bootstrap.requirements import NODES_STEP
 from pipeline.i18n import N_, _
 
 MARKS = {"ok": "✓", "warn": "!", "fail": "✗", "blocked": "·", "unknown": "?", "skipped": "-"}
@@ -29,6 +30,7 @@ STEPS = {
     "0-6": N_("Step 0-6: FlashAttention 2"),
     "0-7": N_("Step 0-7: llm-jp-sft"),
     _REST: N_("Steps 1 to 5: data and logins"),
+    NODES_STEP: N_("The nodes of the job"),
 }
 
 
@@ -161,11 +163,15 @@ def render_explanation(data: Mapping[str, Any]) -> str:
     """``--explain ID``: what, why, where in the guide, what it needs."""
     item = data["requirement"]
     lines = [f"{item['id']}: {item['title']}", "", item["why"], ""]
-    lines.append(_("Step {step} of the guide").format(step=item["step"]))
+    if item["step"] == NODES_STEP:
+        lines.append(_("It is checked with --hostfile, in every profile."))
+    else:
+        lines.append(_("Step {step} of the guide").format(step=item["step"]))
     if item["needs"]:
         lines.append(_("It is checked after: {ids}").format(ids=", ".join(item["needs"])))
     if item["tier"] != "quick":
         lines.append(_("It is checked with --{tier}.").format(tier=item["tier"]))
     lines.append(_("`ucllm doctor --fix` can repair it.") if item["fixable"] else _("It is repaired by hand."))
-    lines.append(_("Profiles that ask for it: {names}").format(names=", ".join(item["profiles"])))
+    if item["profiles"]:
+        lines.append(_("Profiles that ask for it: {names}").format(names=", ".join(item["profiles"])))
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import os
 import platform
 import tempfile
@@ -83,13 +84,17 @@ def resolved(config: Config, where: Machines) -> Config:
 
 def problems(stages: Sequence[str], config: Config, where: Machines) -> list[Problem]:
     """What keeps the engines of these stages from running there, all at once."""
-    from pipeline.engines import llm_jp_sft, megatron
+    from pipeline.engines import llm_jp_sft, megatron, torch_engine, trl_engine
 
     found: list[Problem] = []
     if "pretrain" in stages and config.pretrain.engine == "megatron-deepspeed":
         found += megatron.problems(config, where)
+    elif "pretrain" in stages:
+        found += torch_engine.problems(config)
     if "finetune" in stages and config.finetune.engine == "llm-jp-sft":
         found += llm_jp_sft.problems(config, where)
+    elif "finetune" in stages:
+        found += trl_engine.problems(config)
     return found
 
 
@@ -109,7 +114,7 @@ def findings(work: Work, where: Machines, plans: Sequence[StagePlan]) -> list[Fi
             _("This is not a job of cluster {name}: there are no nodes to start on.").format(name=where.cluster.name),
             hint=_("Add `--submit`, or ask the scheduler for nodes and run the same command there."),
         )
-    over = "srun" if where.cluster.launcher == "deepspeed-no-ssh" else "ssh"
+    over = "ssh" if where.cluster.launcher == "deepspeed" else "srun"
     hosts = [(host, where.slots) for host in where.hosts]
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "ssh_config")
@@ -124,5 +129,7 @@ def costs(config: Config, where: Machines) -> str:
 
     found = estimate(config, where.slots, where)
     what = _("{count} x {name}").format(count=where.world_size, name=where.cluster.gpu or where.device)
-    text = _("estimate: {tokens:,.0f} million tokens in {days:.1f} days on {what}, {memory:.1f} GB of memory each")
-    return text.format(tokens=found["tokens"] / 1e6, days=found["days"], what=what, memory=found["memory_bytes"] / 1e9)
+    days, seconds = found["days"], round(found["seconds"])
+    time = _("{days:.0f} days").format(days=days) if days >= 3 else str(datetime.timedelta(seconds=seconds))
+    text = _("estimate: {tokens:,.1f} million tokens in {time} on {what}, {memory:.1f} GB of memory each")
+    return text.format(tokens=found["tokens"] / 1e6, time=time, what=what, memory=found["memory_bytes"] / 1e9)

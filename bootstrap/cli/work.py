@@ -27,6 +27,7 @@ from pipeline.errors import Problem, UcllmError, did_you_mean
 from pipeline.i18n import _
 
 if TYPE_CHECKING:
+    from bootstrap.facts.nodes import Job
     from pipeline.config import Config
 
 
@@ -35,7 +36,7 @@ class Work:
     """Everything a command needs to check or repair.
 
     ``only`` are the checks to show (all if empty), ``skip`` those that are looked at for the sake of what needs them:
-    they are neither shown nor repaired.
+    they are neither shown nor repaired. ``job`` are the nodes that are looked at, where some are named.
     """
 
     command: str
@@ -47,6 +48,7 @@ class Work:
     tier: str = QUICK
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    job: Job | None = None
 
     def data(self, findings: Sequence[Finding]) -> dict[str, Any]:
         """The report's data."""
@@ -88,7 +90,7 @@ class Work:
 
     def collect(self) -> Facts:
         """The facts as they are now."""
-        return collect(self.profile, self.workspace, sections_for(self.requirements, self.tier))
+        return collect(self.profile, self.workspace, sections_for(self.requirements, self.tier), job=self.job)
 
     def plan(self, *, warnings: bool = False) -> list[dict[str, Any]]:
         """What fixing would do now, as JSON."""
@@ -129,6 +131,11 @@ class Choice:
     workspace: Workspace
     profile: Profile
     chosen: Chosen
+
+    def with_nodes(self) -> Choice:
+        """The same, asking also for what must be true of a job's nodes together."""
+        wanted = (*self.profile.requirements, *requirements.NODES)
+        return dataclasses.replace(self, profile=dataclasses.replace(self.profile, requirements=wanted))
 
     def announce(self) -> None:
         """Print the first line of a report."""
@@ -179,18 +186,20 @@ def open_work(
     tier: str = QUICK,
     everything: bool = False,
     config: Config | None = None,
+    job: Job | None = None,
 ) -> Work:
     """Collect the facts; ``only`` limits the requirements.
 
-    ``everything`` collects also what none of the requirements reads; ``config`` is a training that is about to start.
+    ``everything`` collects also what none of the requirements reads; ``config`` is a training that is about to start,
+    ``job`` are nodes to ask.
     """
     profile = choice.profile
     wanted = requirements.load(item for item in profile.requirements if only is None or item in only)
     sections = sections_for(wanted, tier)
     if everything:
         sections = tuple(dict.fromkeys((*TIMEOUTS_S, *sections)))
-    facts = collect(profile, choice.workspace, sections, config=config)
-    return Work(command, choice.workspace, profile, choice.chosen, facts, wanted, tier)
+    facts = collect(profile, choice.workspace, sections, config=config, job=job)
+    return Work(command, choice.workspace, profile, choice.chosen, facts, wanted, tier, job=job)
 
 
 def sections_for(wanted: Sequence[Requirement], tier: str = QUICK) -> tuple[str, ...]:

@@ -111,7 +111,8 @@ class MachineFacts:
 class Gpu:
     """One GPU. ``capability`` is ``8.9``-like; ``ecc_errors`` are uncorrected ones since the last boot.
 
-    ``throttled`` are the reasons NVML gives for a reduced clock that mean trouble (heat, power brake).
+    ``throttled`` are the reasons NVML gives for a reduced clock that mean trouble (heat, power brake). ``processes``
+    are those that compute on it, ``4711 (python train.py)``-like; ``None``: NVML does not say.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Gpu:
     memory_free: int | None = None
     ecc_errors: int | None = None
     throttled: tuple[str, ...] = ()
+    processes: tuple[str, ...] | None = ()
 
 
 @dataclass(frozen=True)
@@ -510,6 +512,52 @@ class JournalFacts:
 
 
 @dataclass(frozen=True)
+class NodeFacts:
+    """One node of a job that is meant to run ``slots`` processes, as it answered itself.
+
+    ``state`` is ``ready``, or why the rest is empty, with what was said in ``error``: ``unreachable`` (ssh or srun did
+    not get there), ``silent`` (no answer in time), ``mute`` (it said something else, as where ucllm is not installed).
+    ``env`` is the environment's state, as :attr:`EnvFacts.state`; ``versions`` are those of Python, torch's CUDA,
+    every distribution and ucllm, and the commits of the checkouts. ``disk`` is what the workspace's path means there,
+    ``shared`` whether a file just written into the workspace here was seen there (``None``: it could not be written).
+    ``network`` tells of the master port on the first node only; ``met`` says of the others why they did not reach the
+    first one there (empty: they did).
+    """
+
+    host: str
+    slots: int = 1
+    state: str = "ready"
+    error: str = ""
+    env: str = "absent"
+    env_error: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    gpu: GpuFacts = GpuFacts()
+    network: NetworkFacts = NetworkFacts()
+    disk: Disk = Disk("")
+    shared: bool | None = None
+    met: str = ""
+    errors: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NodesFacts:
+    """The nodes of a job, in its order, asked ``over`` ``ssh`` or ``srun``.
+
+    At the first one, called ``address`` by the others, all processes meet at ``port``. ``marker_error`` is why no file
+    could be written into the workspace here. ``try_command`` reaches a node by hand, with ``HOST`` for its name;
+    ``program`` is the Python of ucllm, which must be there too.
+    """
+
+    nodes: tuple[NodeFacts, ...] = ()
+    over: str = ""
+    port: int = 0
+    address: str = ""
+    marker_error: str = ""
+    try_command: str = ""
+    program: str = ""
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything the checks may look at. ``errors`` maps a section to why it could not be collected.
 
@@ -533,6 +581,7 @@ class Facts:
     journal: JournalFacts = JournalFacts()
     deep: DeepFacts = DeepFacts()
     smoke: SmokeFacts = SmokeFacts()
+    nodes: NodesFacts = NodesFacts()
     collected: tuple[str, ...] = ()
     errors: dict[str, str] = field(default_factory=dict)
     took_ms: dict[str, float] = field(default_factory=dict)

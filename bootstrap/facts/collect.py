@@ -15,6 +15,7 @@ from bootstrap.workspace import Workspace
 from pipeline.i18n import _
 
 if TYPE_CHECKING:
+    from bootstrap.facts.nodes import Job
     from pipeline.config import Config
 
 #: Sections of the quick tier and how long each may take, in seconds. A section's module has the section's name and
@@ -35,6 +36,8 @@ TIMEOUTS_S: Mapping[str, float] = {
 }
 #: Sections of the deeper tiers; collected only when asked for.
 DEEP_TIMEOUTS_S: Mapping[str, float] = {"deep": 900, "smoke": 900}
+#: Collected only where the nodes of a job are named; more than a node's own limit (:mod:`bootstrap.facts.nodes`).
+NODES_TIMEOUTS_S: Mapping[str, float] = {"nodes": 100}
 
 
 @dataclass
@@ -42,11 +45,13 @@ class Request:
     """What a collector is told: for which profile and workspace, and the answers of the others.
 
     ``config`` is the training that is about to start, where there is one: the data section looks at its files only.
+    ``job`` are the nodes to ask, where some are named.
     """
 
     profile: Profile
     workspace: Workspace
     config: Config | None = None
+    job: Job | None = None
     answers: dict[str, Any] = field(default_factory=dict)
     ready: dict[str, threading.Event] = field(default_factory=dict)
 
@@ -58,11 +63,17 @@ class Request:
 
 
 def collect(
-    profile: Profile, workspace: Workspace, sections: Sequence[str] = tuple(TIMEOUTS_S), *, config: Config | None = None
+    profile: Profile,
+    workspace: Workspace,
+    sections: Sequence[str] = tuple(TIMEOUTS_S),
+    *,
+    config: Config | None = None,
+    job: Job | None = None,
 ) -> Facts:
     """The facts of this machine and workspace; ``sections`` limits them. Nothing that fails here stops the rest."""
-    request = Request(profile, workspace, config)
-    limits = {name: {**TIMEOUTS_S, **DEEP_TIMEOUTS_S}[name] for name in sections}
+    request = Request(profile, workspace, config, job)
+    known = {**TIMEOUTS_S, **DEEP_TIMEOUTS_S, **NODES_TIMEOUTS_S}
+    limits = {name: known[name] for name in sections}
     request.ready.update({name: threading.Event() for name in sections})
     errors: dict[str, str] = {}
     took: dict[str, float] = {}

@@ -11,6 +11,7 @@ import shlex
 import socket
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,12 @@ def save(facts: Facts, path: Path) -> None:
     Raises :class:`UcllmError` when the file cannot be written, and for what :func:`require_place` refuses.
     """
     require_place(path)
-    text = json.dumps(redacted(facts.as_json()), indent=1, ensure_ascii=False, sort_keys=True)
+    text = json.dumps(
+        redacted(facts.as_json(), [node.host for node in facts.nodes.nodes]),
+        indent=1,
+        ensure_ascii=False,
+        sort_keys=True,
+    )
     # File names may hold bytes that are no text, and then no facts file could hold them.
     text = text.encode("utf-8", "replace").decode("utf-8")
     try:
@@ -53,14 +59,16 @@ def require_place(path: Path) -> None:
         raise UcllmError("facts.not-writable", what, _("It is not a regular file."), hint)
 
 
-def redacted(value: Any) -> Any:
-    """``value`` with every text in it made anonymous."""
+def redacted(value: Any, hosts: Sequence[str] = ()) -> Any:
+    """``value`` with every text in it made anonymous; the ``hosts`` of a job become ``node-0``, ``node-1``, …"""
     replacements = [(re.compile(re.escape(str(Path.home())) + r"(?=/|$|\W)"), "~")]
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
         user = ""
-    for name, instead in ((user, "user"), (socket.gethostname(), "host"), (socket.gethostname().split(".")[0], "host")):
+    nodes = [(name, f"node-{number}") for number, name in enumerate(hosts)]
+    here = socket.gethostname()
+    for name, instead in (*nodes, (user, "user"), (here, "host"), (here.split(".")[0], "host")):
         if name.lower() not in _COMMON:
             replacements.append((re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])"), instead))
     replacements.append((re.compile(r"(?<=://)[^/@\s]+@"), ""))
@@ -103,7 +111,7 @@ def load(path: Path) -> Facts:
             hint,
         )
     try:
-        facts: Facts = _decode(Facts, data, "facts")
+        facts: Facts = decode(Facts, data, "facts")
     except (TypeError, ValueError, OverflowError) as error:
         raise UcllmError(
             "facts.unreadable", _("Cannot read the facts in {path}.").format(path=path), str(error), hint
@@ -111,23 +119,26 @@ def load(path: Path) -> Facts:
     return facts
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """``value`` as the annotated type ``kind``; keys that this version does not know are passed over."""
+def decode(kind: Any, value: Any, where: str) -> Any:
+    """``value`` as the annotated type ``kind``; keys that this version does not know are passed over.
+
+    Raises ``TypeError`` for a value of another type, saying ``where`` it is.
+    """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in inner:
             return None
-        return _decode(next(item for item in inner if item is not type(None)), value, where)
+        return decode(next(item for item in inner if item is not type(None)), value, where)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise TypeError(f"{where}: {type(value).__name__}")
         hints = typing.get_type_hints(kind)
-        known = {key: _decode(hints[key], item, f"{where}.{key}") for key, item in value.items() if key in hints}
+        known = {key: decode(hints[key], item, f"{where}.{key}") for key, item in value.items() if key in hints}
         return kind(**known)
     if origin is tuple and isinstance(value, list):
-        return tuple(_decode(inner[0], item, f"{where}[{number}]") for number, item in enumerate(value))
+        return tuple(decode(inner[0], item, f"{where}[{number}]") for number, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
-        return {str(key): _decode(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): decode(inner[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(kind, type) or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

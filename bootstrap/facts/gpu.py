@@ -11,6 +11,7 @@ from typing import Any
 
 from bootstrap.facts import Gpu, GpuFacts
 from bootstrap.facts.collect import Request
+from bootstrap.facts.network import named
 
 #: Compute capabilities by name, for where only the kernel module answers. NVIDIA's list of CUDA GPUs.
 CAPABILITIES = {
@@ -115,7 +116,16 @@ def _device(nvml: Any, handle: Any) -> Gpu:
         memory_free=_or_none(lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).free)),
         ecc_errors=ecc,
         throttled=tuple(_names(reasons)),
+        processes=_processes(nvml, handle),
     )
+
+
+def _processes(nvml: Any, handle: Any) -> tuple[str, ...] | None:
+    """The programs that compute there, also of other users."""
+    try:
+        return tuple(named(item.pid) for item in nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    except Exception:  # noqa: BLE001  pynvml's own classes, as above
+        return None
 
 
 def _names(reasons: int) -> Iterator[str]:

@@ -93,9 +93,19 @@ def owner(port: int) -> str:
             for item in psutil.net_connections(kind="tcp")
             if item.laddr and item.laddr.port == port and not item.raddr and item.pid
         ]
-        return f"{found[0]} ({program(psutil.Process(found[0]).cmdline())})" if found else ""
+        return named(found[0]) if found else ""
     except (psutil.Error, OSError, RuntimeError):
         return ""
+
+
+def named(pid: int) -> str:
+    """A process as ``4711 (python train.py)``; the id alone where no more may be seen, as of another container's."""
+    import psutil
+
+    try:
+        return f"{pid} ({program(psutil.Process(pid).cmdline())})"
+    except (psutil.Error, OSError):
+        return str(pid)
 
 
 def program(argv: Sequence[str]) -> str:

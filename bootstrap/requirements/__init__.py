@@ -20,6 +20,19 @@ from bootstrap.workspace import Workspace
 QUICK, DEEP, SMOKE = "quick", "deep", "smoke"
 TIERS = (QUICK, DEEP, SMOKE)
 
+#: What must be true of the nodes of a job together. In no profile: checked where the nodes are named.
+NODES = (
+    "nodes.reachable",
+    "nodes.workspace",
+    "nodes.versions",
+    "nodes.driver",
+    "nodes.gpus",
+    "nodes.interfaces",
+    "nodes.port",
+)
+#: The step of those, which is none of the guide's.
+NODES_STEP = "nodes"
+
 
 class Doing(Protocol):
     """What an action may do beside running commands. Whatever goes through it is in the journal, for ``ucllm undo``."""
@@ -39,12 +52,14 @@ class Action:
     """One step of a fix: what it does in one line, the exact commands it amounts to, and the doing.
 
     One that runs in the ``background`` takes long and changes nothing but a cache: other fixes go on beside it.
+    ``kept`` is the folder of a cache from which it takes what was made before.
     """
 
     text: str
     commands: tuple[str, ...]
     act: Callable[[Doing], None] = field(compare=False)
     background: bool = False
+    kept: str = ""
 
 
 @dataclass(frozen=True)

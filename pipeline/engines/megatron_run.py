@@ -57,13 +57,15 @@ class Heard:
     tail: list[str] = field(default_factory=list)
     inside_traceback: bool = False
 
-    def note_error(self, line: str) -> None:
-        """Follow tracebacks: their last line is the first that is not indented."""
+    def take(self, line: str) -> bool:
+        """Keep the end, and follow tracebacks: their last line is the first that is not indented. Always false."""
+        self.tail = [*self.tail[-14:], line]
         if line.startswith("Traceback (most recent call last)"):
             self.inside_traceback = True
         elif self.inside_traceback and line and not line[0].isspace():
             self.inside_traceback = False
             self.errors.append(line)
+        return False
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def train(job: Job, report: Reporter) -> Trained:
     point_to_checkpoints(job.home / "checkpoint", job.checkpoints)
     start = starting_point(job.checkpoints, report)
     heard = _remembered(job.checkpoints / HEARD, MEGATRON.step(start) if start else 0)
+    if start is not None and _other_share(start, job):
+        launch = _universal(start, launch, folder, report)
     if start is None or MEGATRON.step(start) < job.config["pretrain"]["steps"]:
         code = run(launch, folder, lambda line: _hear(line, job, report, heard), report)
         _judge(code, job, heard)
@@ -145,6 +149,42 @@ def starting_point(root: Path, report: Reporter) -> Path | None:
         (root / TRACKER).write_text(f"{MEGATRON.step(start)}", encoding="ascii")
         (root / LATEST).write_text(start.name, encoding="ascii")
     return start
+
+
+def _other_share(checkpoint: Path, job: Job) -> bool:
+    """Whether ZeRO's optimizer in ``checkpoint`` is cut for another number of data-parallel processes than will run."""
+    if not job.config["parallel"]["zero"]:
+        return False
+    cut = len(list(checkpoint.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")))
+    return bool(cut) and cut != job.config["run"]["data_parallel"]
+
+
+def _universal(checkpoint: Path, launch: Mapping[str, Any], folder: Path, report: Reporter) -> Mapping[str, Any]:
+    """The launch that continues from DeepSpeed's universal form of ``checkpoint``, which is made first.
+
+    (``deepspeed.checkpoint.ds_to_universal``; Megatron reads it with ``--universal-checkpoint``.) Raises
+    :class:`UcllmError` where there is no such form.
+    """
+    target = checkpoint.with_name(f"{checkpoint.name}_universal")
+    shutil.rmtree(target, ignore_errors=True)
+    words = ("--input_folder", str(checkpoint), "--output_folder", str(target))
+    report.note(_("Another number of GPUs: the optimizer's parts are put together and cut anew."))
+    making = {**launch, "argv": [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *words]}
+    heard = Heard()
+    code = run(making, folder, heard.take, report)
+    if code != 0:
+        shutil.rmtree(target, ignore_errors=True)
+        raise UcllmError(
+            "pretrain.other-share",
+            _("The checkpoint cannot be continued on another number of GPUs."),
+            heard.errors[0]
+            if heard.errors
+            else _("DeepSpeed could not convert it (exit code {code}).").format(code=code),
+            _("Use as many GPUs as before: its optimizer is cut into {count} parts.").format(
+                count=len(list(checkpoint.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")))
+            ),
+        )
+    return {**launch, "argv": [*launch["argv"], "--universal-checkpoint"]}
 
 
 def _tracked(root: Path) -> int:
@@ -235,8 +275,7 @@ def _lines(output: IO[bytes]) -> Any:
 def _hear(line: str, job: Job, report: Reporter, heard: Heard) -> bool:
     """Take in a line; whether it says that a node has failed."""
     line = _PREFIX.sub("", line) if len(job.config["run"]["hosts"]) > 1 else line
-    heard.tail = [*heard.tail[-14:], line]
-    heard.note_error(line)
+    heard.take(line)
     said = megatron_log.read(line)
     if said is None:
         return False
@@ -303,10 +342,10 @@ def _failed(job: Job, code: int, heard: Heard) -> UcllmError:
 
 
 def link_checkpoint(source: Path, target: Path) -> None:
-    """Make ``target`` a folder of the same files as the checkpoint, without a second copy where the disk shares them."""
+    """Make ``target`` a folder of the checkpoint's weights, without a second copy where the disk can share them."""
     target.mkdir(parents=True)
     for path in sorted(source.iterdir()):
-        if path.name != checkpoints.MARKER and path.is_file():
+        if path.name.endswith("model_states.pt"):
             try:
                 os.link(path, target / path.name)
             except OSError:  # another file system, or one without hard links

@@ -82,7 +82,7 @@ def talk_over_gloo() -> None:
     """
     from deepspeed.accelerator import get_accelerator
 
-    get_accelerator()._communication_backend_name = "gloo"  # noqa: SLF001  nothing public sets it
+    get_accelerator()._communication_backend_name = "gloo"
 
 
 def sort_gradients_of_a_cpu() -> None:

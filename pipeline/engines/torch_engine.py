@@ -10,21 +10,26 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.checkpoints import full_disk_is_named, marking_callback, starting_point
+from pipeline.engines import wandb_report
 from pipeline.engines.watcher import watcher_class
-from pipeline.errors import UcllmError
+from pipeline.errors import Problem, UcllmError
 from pipeline.i18n import _
 from pipeline.precision import choose, use_one_gpu
 from pipeline.samples import Part, TrainingSamples, tail_windows
 
 if TYPE_CHECKING:
+    from pipeline.config import Config
     from pipeline.events import Reporter
 
+#: Standard deviation of the initial weights where the configuration has none: GPT-2's and Megatron's default.
+INIT_STD = 0.02
 #: Tokens in one forward pass of an evaluation: as many as bound its memory to a few hundred megabytes of logits.
 EVALUATION_TOKENS = 4096
 #: fp32 weights, gradients and the two moments of AdamW, in bytes a parameter; a checkpoint has all but the gradients.
@@ -35,7 +40,9 @@ MEMORY_PER_PARAMETER, CHECKPOINT_PER_PARAMETER, MODEL_PER_PARAMETER = 16, 12, 4
 class Task:
     """What to train: ``settings`` and ``shape`` are the tables ``pretrain`` and ``model`` of the configuration.
 
-    ``schedule`` holds what changes nothing in the result: eval_interval, save_interval, keep_checkpoints, log_interval.
+    ``schedule`` holds what changes nothing in the result: eval_interval, save_interval, keep_checkpoints, log_interval,
+    and may hold ``hours`` (since the start of this process, as Megatron counts them; 0: no limit) and the table
+    ``wandb``. ``activation_checkpointing`` is read from either.
     ``vocab_size`` is the padded one, ``special_ids`` the bos, eos and pad ids that the model's configuration names.
     """
 
@@ -52,15 +59,34 @@ class Task:
 
 @dataclass(frozen=True)
 class Trained:
-    """The trained model, in fp32; the Trainer's history, a dictionary a log; the precision it was trained in."""
+    """The trained model, in fp32; the Trainer's history, a dictionary a log; the precision it was trained in.
+
+    ``steps`` are those that the model was trained for, also by earlier processes. ``stopped_by`` is ``steps``, or
+    ``hours`` when the time was over before they were done.
+    """
 
     model: Any
     history: list[dict[str, Any]]
     precision: str
+    steps: int
+    stopped_by: str
+
+
+def problems(config: Config) -> list[Problem]:
+    """What this engine cannot do of a configuration: it is one process on one device."""
+    found = []
+    parallel = config.parallel
+    for key, value, alone in (("tp", parallel.tp, 1), ("pp", parallel.pp, 1), ("zero", parallel.zero, 0)):
+        if value > alone:
+            what = _("parallel.{key}={value} needs several processes, and engine torch is one, on one device.")
+            hint = _("Use `--set parallel.{key}={alone}`, or `--engine megatron-deepspeed`.")
+            filled = what.format(key=key, value=value), hint.format(key=key, alone=alone)
+            found.append(Problem("config.contradiction", filled[0], hint=filled[1]))
+    return found
 
 
 def build_model(task: Task) -> Any:
-    """A ``GPT2LMHeadModel`` as Megatron-DeepSpeed's GPT is: tanh GELU, tied embeddings, standard deviation 0.02."""
+    """A ``GPT2LMHeadModel`` as Megatron-DeepSpeed's GPT is: tanh GELU, tied embeddings."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     shape = task.shape
@@ -75,7 +101,7 @@ def build_model(task: Task) -> Any:
         resid_pdrop=dropout,
         embd_pdrop=dropout,
         attn_pdrop=shape.get("attention_dropout", dropout),
-        initializer_range=0.02,
+        initializer_range=shape.get("init_std", INIT_STD),
         tie_word_embeddings=True,
         # The forward pass of every other version warns when no loss is named.
         loss_type="ForCausalLM",
@@ -123,9 +149,12 @@ def _batches(tokens: Any, seq_length: int) -> Iterator[Any]:
 def train(task: Task, report: Reporter) -> Trained:
     """Train to ``settings["steps"]``, continuing from the newest whole checkpoint of ``task.checkpoints``.
 
-    Raises :class:`UcllmError` when the loss is not a number, the precision impossible, memory or disk too small.
+    ``schedule["hours"]`` may end it sooner, with a checkpoint. Raises :class:`UcllmError` when the loss is not a
+    number, the precision impossible, memory or disk too small, or Weights & Biases wanted and not there.
     """
+    began = time.monotonic()
     use_one_gpu()
+    reporting = wandb_report.report_to(task.schedule.get("wandb", {}), _home(task), "pretrain")
     import torch
     from transformers import set_seed
 
@@ -138,16 +167,38 @@ def train(task: Task, report: Reporter) -> Trained:
     parameters = sum(each.numel() for each in model.parameters())
     _check_room(task.checkpoints, parameters)
     start = starting_point(task.checkpoints, report)
-    trainer = _trainer(task, model, precision, report)
-    with full_disk_is_named(task.checkpoints, parameters * CHECKPOINT_PER_PARAMETER), _small_gpu_is_named():
+    watch = _watcher(task, report)
+    hours = task.schedule.get("hours", 0)
+    if hours:
+        watch.deadline = began + hours * 3600
+    trainer = _trainer(task, model, precision, watch, reporting)
+    needed = parameters * CHECKPOINT_PER_PARAMETER
+    named = wandb_report.refusals_are_named(reporting != "none")
+    with named, full_disk_is_named(task.checkpoints, needed), _small_gpu_is_named():
         trainer.train(resume_from_checkpoint=str(start) if start else None)
+    done = int(trainer.state.global_step)
+    if watch.out_of_time:
+        text = _("Stopped at step {step} of {steps}: pretrain.hours={hours} is over.")
+        report.note(text.format(step=done, steps=task.settings["steps"], hours=hours))
     history = list(trainer.state.log_history)
     # Accelerate wraps the forward pass in autocast; what is saved and checked is the plain fp32 model.
     plain = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    return Trained(plain.eval(), history, precision)
+    if _recomputes(task):
+        plain.gradient_checkpointing_disable()
+    return Trained(plain.eval(), history, precision, done, "hours" if watch.out_of_time else "steps")
 
 
-def _trainer(task: Task, model: Any, precision: str, report: Reporter) -> Any:
+def _home(task: Task) -> Path:
+    """The run directory, which TensorBoard's folder lies in."""
+    return task.tensorboard.parent
+
+
+def _recomputes(task: Task) -> bool:
+    """Whether activations are computed again in the backward pass."""
+    return bool({**task.schedule, **task.settings}.get("activation_checkpointing", False))
+
+
+def _trainer(task: Task, model: Any, precision: str, watch: Any, reporting: str) -> Any:
     """The Trainer, set up so that one pass over ``steps * global_batch_size`` samples is the whole run."""
     import torch
     from transformers import Trainer, TrainingArguments
@@ -212,9 +263,13 @@ def _trainer(task: Task, model: Any, precision: str, report: Reporter) -> Any:
         eval_steps=schedule["eval_interval"],
         save_strategy="steps",
         save_steps=schedule["save_interval"],
-        report_to="none",
+        report_to=reporting,
+        run_name=wandb_report.run_name(_home(task), "pretrain"),
         disable_tqdm=True,
         remove_unused_columns=False,
+        # Its name in newer transformers is another one; the old one holds until 6. It keeps the random numbers, and so
+        # the result.
+        **({"gradient_checkpointing": True} if _recomputes(task) else {}),
     )
     return _Trainer(
         model=model,
@@ -222,7 +277,7 @@ def _trainer(task: Task, model: Any, precision: str, report: Reporter) -> Any:
         data_collator=collate,
         train_dataset=_Samples(),
         eval_dataset=_Samples() if evaluates else None,
-        callbacks=[_watcher(task, report), marking_callback(schedule["keep_checkpoints"])],
+        callbacks=[watch, marking_callback(schedule["keep_checkpoints"])],
     )
 
 

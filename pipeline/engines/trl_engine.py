@@ -7,6 +7,8 @@ programs cannot read, and change from version to version. The trainer gets ``inp
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import json
 import math
 import platform
@@ -17,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline import checkpoints
 from pipeline.base_model import BaseModel, describe_ids, load_folder, load_from_hub, write_folder
 from pipeline.chat import IGNORED, Example, chat_template, prepare, prompt_ids
+from pipeline.engines import lora, packing, wandb_report
 from pipeline.engines.torch_engine import CHECKPOINT_PER_PARAMETER
 from pipeline.engines.watcher import watcher_class
-from pipeline.errors import UcllmError
+from pipeline.errors import Problem, UcllmError
 from pipeline.figures import Line, loss_curve
 from pipeline.i18n import _
 from pipeline.instructions import Conversation
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.child import Job
+    from pipeline.config import Config
     from pipeline.events import Reporter
 
 #: Taken for ``max_seq_length = 0`` where the model has no limit of its own.
@@ -41,16 +45,29 @@ LOGGED = 50
 SAMPLE_TOKENS = 60
 
 
+def problems(config: Config) -> list[Problem]:
+    """What this engine cannot do of a configuration: it is one process on one device."""
+    launcher = config.finetune.launcher
+    if launcher == "none":
+        return []
+    what = _("finetune.launcher={launcher} starts several processes, and engine trl is one, on one device.")
+    hint = _("Use `--set finetune.launcher=none`, or `--engine llm-jp-sft`.")
+    return [Problem("config.contradiction", what.format(launcher=launcher), hint=hint)]
+
+
 def finetune(job: Job, conversations: Sequence[Conversation], report: Reporter) -> dict[str, Any]:
     """Train and write the outputs; see the end of this function for the metrics.
 
     ``answer_loss`` and ``answer_loss_base`` are nats per answer token of the held-out conversations after and before
-    (``None`` without any). Raises :class:`UcllmError` for a model or data that do not fit, and for a loss that is not a
-    number.
+    (``None`` without any). Raises :class:`UcllmError` for a model or data that do not fit, for a loss that is not a
+    number, and, before the model is loaded, for a package that an option needs and that is not there.
     """
     use_one_gpu()
     settings = job.config["finetune"]
-    base = _base(job, report)
+    adapters = lora.configuration(settings.get("lora_rank", 0))
+    wandb = job.config.get("run", {}).get("wandb", {})
+    reporting = wandb_report.report_to(wandb, job.home, "finetune")
+    base = starting_model(job, report)
     length = sequence_length(settings["max_seq_length"], base)
     data = prepare(conversations, base.tokenizer, length, settings["validation_fraction"], report)
     precision, reason = choose("auto")
@@ -61,38 +78,52 @@ def finetune(job: Job, conversations: Sequence[Conversation], report: Reporter) 
 
     set_seed(settings["seed"])
     describe_ids(base.model, base.tokenizer)
-    arguments = _arguments(job, settings, precision, len(data.train))
-    epoch = steps_per_epoch(settings, len(data.train))
+    rows = packing.dataset(data.train)
+    alone, packed = packing.collators(base.model.config.pad_token_id)
+    if settings.get("packing", False):
+        rows = packing.pack(rows, length)
+        text = _("{count} conversations are packed into {rows} rows of at most {length} tokens.")
+        report.note(text.format(count=len(data.train), rows=len(rows), length=length))
+    arguments = _arguments(job, settings, precision, len(rows), reporting)
+    epoch = steps_per_epoch(settings, len(rows))
     watch = _watcher(report, epoch, job.home / "tensorboard")
     trainer = trl.SFTTrainer(
         model=base.model,
         args=arguments,
-        train_dataset=_dataset(data.train),
+        train_dataset=rows,
+        data_collator=packed if "seq_lengths" in rows.column_names else alone,
         processing_class=base.tokenizer,
+        peft_config=adapters,
         callbacks=[watch, checkpoints.marking_callback(KEPT)],
     )
     batch = settings["micro_batch_size"]
 
     def held_out_loss() -> float | None:
-        return answer_loss(trainer.model, data.held_out, trainer.data_collator, batch)
+        return answer_loss(trainer.model, data.held_out, alone, batch)
 
+    if "seq_lengths" in rows.column_names:
+        packing.check_apart(functools.partial(answer_losses, trainer.model), rows, alone, packed)
     before = held_out_loss()
     watch.held_out_loss = held_out_loss
     start = checkpoints.starting_point(job.checkpoints, report)
-    with _explained(job.checkpoints, base):
+    with wandb_report.refusals_are_named(reporting != "none"), _explained(job.checkpoints, base):
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     # Accelerate wraps the forward pass in autocast; what is measured and saved is the plain fp32 model.
     base.model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    if adapters is not None:
+        base.model = base.model.merge_and_unload()
+    if arguments.gradient_checkpointing:
+        base.model.gradient_checkpointing_disable()
     base.model.config.use_cache = True  # training switches it off
-    after = answer_loss(base.model, data.held_out, trainer.data_collator, batch)
+    after = answer_loss(base.model, data.held_out, alone, batch)
 
     write_folder(base, job.outputs["model"])
-    sample = _sample(base, data.questions, settings["seed"])
-    history = _history(trainer.state.log_history, (before, after), arguments.max_steps, sample["question"])
+    sample = try_questions(base, data.questions, settings["seed"])
+    history = history_of(trainer.state.log_history, (before, after), arguments.max_steps, sample["question"])
     job.outputs["history"].write_text(json.dumps(history, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    job.outputs["curve"].write_text(_curve(history), encoding="utf-8")
-    examples = watch.steps * batch * settings["gradient_accumulation_steps"]
-    mean_length = sum(len(each.input_ids) for each in data.train) / len(data.train)
+    job.outputs["curve"].write_text(curve_of(history), encoding="utf-8")
+    trained = watch.steps * batch * settings["gradient_accumulation_steps"]
+    mean_length = sum(len(each.input_ids) for each in data.train) / len(rows)
     return {
         "answer_loss_base": before,
         "answer_loss": after,
@@ -100,19 +131,20 @@ def finetune(job: Job, conversations: Sequence[Conversation], report: Reporter) 
         "held_out": len(data.held_out),
         "cut": data.cut,
         "dropped": data.dropped,
+        "rows": len(rows),
         "epochs": settings["epochs"],
         "steps": arguments.max_steps,
         "seconds": round(watch.seconds, 2),
         # Of this process: a run that was continued did the rest before.
-        "tokens_per_second": round(examples * mean_length / max(watch.seconds, 1e-9), 1),
+        "tokens_per_second": round(trained * mean_length / max(watch.seconds, 1e-9), 1),
         "precision": precision,
         "base_model": {"name": job.config["hub_model"], "commit": base.commit} if base.commit else {},
         "sample": sample,
-        "versions": _versions(),
+        "versions": versions_of(["peft"] if adapters else []),
     }
 
 
-def _base(job: Job, report: Reporter) -> BaseModel:
+def starting_model(job: Job, report: Reporter) -> BaseModel:
     """The model to start from, its tokenizer with the chat template of our form."""
     hub_model = job.config.get("hub_model")
     if hub_model:
@@ -131,7 +163,7 @@ def _explained(root: Path, base: BaseModel) -> Iterator[None]:
     """Give the failures of memory and disk, which libraries report in words of their own, their true names."""
     import torch
 
-    needed = CHECKPOINT_PER_PARAMETER * sum(each.numel() for each in base.model.parameters())
+    needed = CHECKPOINT_PER_PARAMETER * sum(each.numel() for each in base.model.parameters() if each.requires_grad)
     try:
         with checkpoints.full_disk_is_named(root, needed):
             yield
@@ -162,30 +194,24 @@ def sequence_length(wanted: int, base: BaseModel) -> int:
     return wanted or limit or NO_LIMIT_LENGTH
 
 
-def _dataset(examples: Sequence[Example]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_dict({key: [getattr(each, key) for each in examples] for key in ("input_ids", "labels")})
-
-
-def steps_per_epoch(settings: dict[str, Any], examples: int) -> int:
-    """Optimizer steps that see every example once, the last ones with what remains."""
+def steps_per_epoch(settings: dict[str, Any], rows: int) -> int:
+    """Optimizer steps that see every row once, the last ones with what remains."""
     batch, accumulation = int(settings["micro_batch_size"]), int(settings["gradient_accumulation_steps"])
-    return math.ceil(math.ceil(examples / batch) / accumulation)
+    return math.ceil(math.ceil(rows / batch) / accumulation)
 
 
-def _arguments(job: Job, settings: dict[str, Any], precision: str, examples: int) -> Any:
+def _arguments(job: Job, settings: dict[str, Any], precision: str, rows: int, reporting: str) -> Any:
     import torch
     import trl
 
-    steps = max(1, math.ceil(steps_per_epoch(settings, examples) * settings["epochs"]))
+    steps = max(1, math.ceil(steps_per_epoch(settings, rows) * settings["epochs"]))
     return trl.SFTConfig(
         output_dir=str(job.checkpoints),
         max_steps=steps,
         per_device_train_batch_size=settings["micro_batch_size"],
         gradient_accumulation_steps=settings["gradient_accumulation_steps"],
         # trl's own default saves memory for time.
-        gradient_checkpointing=False,
+        gradient_checkpointing=settings.get("gradient_checkpointing", False),
         learning_rate=settings["learning_rate"],
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(steps * settings["warmup_ratio"]),
@@ -203,7 +229,8 @@ def _arguments(job: Job, settings: dict[str, Any], precision: str, examples: int
         # The Trainer would hide a loss that is not a number.
         logging_nan_inf_filter=False,
         disable_tqdm=True,
-        report_to="none",
+        report_to=reporting,
+        run_name=wandb_report.run_name(job.home, "finetune"),
     )
 
 
@@ -237,26 +264,33 @@ def answer_loss(model: Any, examples: Sequence[Example], collate: Any, batch: in
     numbers.
     """
     import torch
-    from torch.nn.functional import cross_entropy
 
     if not examples:
         return None
     was_training = model.training
-    model.eval()
-    total, count = 0.0, 0
-    for start in range(0, len(examples), batch):
-        rows = [{"input_ids": each.input_ids, "labels": each.labels} for each in examples[start : start + batch]]
-        inputs = {key: value.to(model.device) for key, value in collate(rows).items()}
-        labels = inputs.pop("labels")[:, 1:]
-        with torch.no_grad():
-            logits = model(**inputs).logits[:, :-1].float()
-        total += cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum").item()
-        count += int((labels != IGNORED).sum())
+    starts = range(0, len(examples), batch)
+    parts = ([vars(each) for each in examples[start : start + batch]] for start in starts)
+    losses = torch.cat([answer_losses(model, collate(rows)) for rows in parts])
     model.train(was_training)
-    return total / count
+    return float(losses.double().mean())
 
 
-def _sample(base: BaseModel, questions: Sequence[str], seed: int) -> dict[str, str]:
+def answer_losses(model: Any, batch: dict[str, Any]) -> Any:
+    """The loss of each answer token of ``batch`` in nats, float32 [tokens]. Leaves the model in evaluation mode."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    model.eval()
+    inputs = {key: value.to(model.device) for key, value in batch.items()}
+    labels = inputs.pop("labels")[:, 1:]
+    counted = labels != IGNORED
+    with torch.no_grad():
+        # As in training; with a cache transformers does not look for packed conversations.
+        logits = model(**inputs, use_cache=False).logits[:, :-1][counted].float()
+    return cross_entropy(logits, labels[counted], reduction="none")
+
+
+def try_questions(base: BaseModel, questions: Sequence[str], seed: int) -> dict[str, str]:
     """The first of ``questions`` that gets an answer, and that ``answer``: drawn at random, but always the same.
 
     Drawn, because the likeliest words of a small model repeat. Without any answer, the first question and an empty one.
@@ -290,7 +324,7 @@ def _answer(base: BaseModel, question: str, seed: int) -> str:
     return str(base.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)).strip()
 
 
-def _history(
+def history_of(
     log: Sequence[dict[str, Any]], losses: tuple[float | None, float | None], steps: int, question: str
 ) -> dict[str, Any]:
     """``train`` and ``held_out``, a dictionary a logged step, and the ``question`` of the sample."""
@@ -302,7 +336,8 @@ def _history(
     return {"train": train, "held_out": held_out, "question": question}
 
 
-def _curve(history: dict[str, Any]) -> str:
+def curve_of(history: dict[str, Any]) -> str:
+    """An SVG of what :func:`history_of` returns."""
     lines = [Line(_("training"), [(each["step"], each["loss"]) for each in history["train"]])]
     if history["held_out"]:
         points = [(each["step"], each["loss"]) for each in history["held_out"]]
@@ -310,14 +345,7 @@ def _curve(history: dict[str, Any]) -> str:
     return loss_curve(_("Fine-tuning"), _("step"), _("loss (nats per answer token)"), lines)
 
 
-def _versions() -> dict[str, str]:
-    import accelerate
-    import datasets
-    import torch
-    import transformers
-    import trl
-
-    libraries = {
-        "torch": torch, "transformers": transformers, "trl": trl, "accelerate": accelerate, "datasets": datasets,
-    }  # fmt: skip
-    return {"python": platform.python_version(), **{name: each.__version__ for name, each in libraries.items()}}
+def versions_of(more: Sequence[str]) -> dict[str, str]:
+    """Versions of Python and of what trains; ``more`` are further packages."""
+    names = ("torch", "transformers", "trl", "accelerate", "datasets", *more)
+    return {"python": platform.python_version(), **{name: importlib.import_module(name).__version__ for name in names}}

@@ -21,7 +21,8 @@ def watcher_class() -> Any:
 
     ``Watcher(report, tensorboard, tags, stage, hint)``: ``tags`` maps what a log entry may hold to its TensorBoard tag;
     ``stage`` and ``hint`` are for the error when the loss is not a number. ``steps`` and ``seconds`` are those that
-    this process trained, evaluation and saving left out.
+    this process trained, evaluation and saving left out. ``deadline`` (of ``time.monotonic``) stops the training after
+    the first step that ends behind it, with an evaluation, if there are any, and a checkpoint; ``out_of_time`` says so.
     """
     from transformers import TrainerCallback
 
@@ -32,6 +33,7 @@ def watcher_class() -> Any:
             self.steps, self.seconds, self.since = 0, 0.0, 0.0
             self.latest: dict[str, float] = {}
             self.writer: Any = None
+            self.deadline, self.out_of_time = math.inf, False
 
         def step_ended(self, state: Any) -> None:
             """For an engine that has something to do before the step is logged and saved."""
@@ -42,15 +44,18 @@ def watcher_class() -> Any:
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  the Trainer's
             # Written anew from the history, so that a run that was continued shows each step once.
-            self.writer = _writer(self.tensorboard, self.report)
+            self.writer = tensorboard_writer(self.tensorboard, self.report)
             for entry in state.log_history:
                 self.write(entry)
             self.since = time.perf_counter()
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  the Trainer's
             now = time.perf_counter()
             self.steps, self.seconds, self.since = self.steps + 1, self.seconds + now - self.since, now
             self.step_ended(state)
+            if time.monotonic() >= self.deadline and not control.should_training_stop:
+                self.out_of_time = control.should_training_stop = control.should_save = True
+                control.should_evaluate = args.eval_strategy != "no"
             # A logged loss is the mean since the last one: a continued run must not begin inside such a stretch.
             control.should_log = control.should_log or control.should_save
             self.report.progress(state.global_step, state.max_steps, "steps", **self.latest)
@@ -84,7 +89,7 @@ def watcher_class() -> Any:
     return Watcher
 
 
-def _writer(folder: Path, report: Reporter) -> Any:
+def tensorboard_writer(folder: Path, report: Reporter) -> Any:
     """A TensorBoard writer to ``folder``, emptied first; ``None``, with a note, where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter

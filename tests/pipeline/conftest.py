@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from pipeline.config import Config
 from pipeline.recipe import resolve
 from pipeline.stages import Sources, module_of
 from pipeline.train import Environment, StageResult, train
+from tests.conftest import REPOSITORY
+from tests.pipeline import tiny_chat, tiny_model
+
+TEXT = "The cat sat on the mat. The dog ran after the cat, and the cat ran up a tree.\nWho let the dog out?\n"
 
 
 class Quiet:
@@ -79,6 +84,48 @@ def _child(home: Path) -> int:
 def environment(env_python: Path, tmp_path: Path) -> Environment:
     """The environment of profile ``cpu`` with its state in the test's own folder."""
     return Environment(env_python, tmp_path / ".ucllm", "test")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A corpus of small size: its prefix, and the tokenizer it was made with."""
+    spm_trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
+    indexed_dataset = pytest.importorskip("pipeline.indexed_dataset")
+    from pipeline import spm
+
+    folder = tmp_path_factory.mktemp("corpus")
+    text = folder / "text.txt"
+    text.write_text(TEXT * 8, encoding="utf-8")
+    spm_trainer.train(
+        input=str(text), model_prefix=str(folder / "t"), vocab_size=330, byte_fallback=True, num_threads=1,
+        user_defined_symbols=list(spm.SPECIAL_TOKENS), minloglevel=2, hard_vocab_limit=False, bos_id=-1, eos_id=-1,
+    )  # fmt: skip
+    processor = spm.load(folder / "t.model")
+    prefix = folder / "own.text_document"
+    writer = indexed_dataset.Writer(prefix, "<u2")
+    for number in range(40):
+        writer.add_document([*processor.encode(TEXT[number % 7 :]), spm.eod_id(processor)])
+    writer.finish()
+    return prefix, folder / "t.model"
+
+
+@pytest.fixture(scope="session")
+def chat(env_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Base models and the tokens of some chats: see tiny_chat.py."""
+    folder = tmp_path_factory.getbasetemp() / "tiny-chat"
+    if not folder.exists():
+        tokenizer = tiny_model.shared_folder(env_python, tmp_path_factory) / "tokenizer.model"
+        argv = [str(env_python), "-P", str(tiny_chat.__file__), str(folder), str(tokenizer)]
+        subprocess.run(argv, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for a second thread, and the more so the busier the machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 RunStage = Callable[..., StageResult]

@@ -207,7 +207,7 @@ def megatron(model: Path) -> None:
         (fewer_layers, ("convert.not-a-model", "has not")),
         (more_layers, ("convert.not-a-model", "missing")),
         (wider, ("convert.not-a-model", "")),
-        (megatron, ("convert.megatron", "Megatron")),
+        (megatron, ("checkpoint.incomplete", "Megatron")),
     ],
 )
 def test_what_is_no_model_is_refused(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -19,10 +18,11 @@ from pipeline.finetune import plan
 from pipeline.recipe import resolve
 from pipeline.stages import Sources
 from pipeline.train import Environment, StageFailed, StageResult, train
-from tests.conftest import REPOSITORY
 from tests.fake_hub import FakeHub
 from tests.pipeline import tiny_chat, tiny_model
 from tests.pipeline.conftest import Killer, Quiet, RunStage, Steps
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 EOD = 6  # its id in every tokenizer with the published symbols
 SETTINGS = [
@@ -53,25 +53,6 @@ print(json.dumps({"loss": total / count, "made": made.tolist(), "text": tokenize
     "ids": [[each.bos_token_id, each.eos_token_id, each.pad_token_id] for each in (config, generation)],
     "cache": config.use_cache}))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for a second thread, and the more so the busier the machine is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-
-
-@pytest.fixture(scope="session")
-def chat(env_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Base models and the tokens of some chats: see tiny_chat.py."""
-    folder = tmp_path_factory.getbasetemp() / "tiny-chat"
-    if not folder.exists():
-        tokenizer = tiny_model.shared_folder(env_python, tmp_path_factory) / "tokenizer.model"
-        argv = [str(env_python), "-P", str(tiny_chat.__file__), str(folder), str(tokenizer)]
-        subprocess.run(argv, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
-    return folder
 
 
 def pairs(count: int = 20) -> list[tuple[str, str]]:
