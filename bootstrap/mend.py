@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from bootstrap.profiles import Profile
 from bootstrap.requirements import QUICK, Action, Requirement
 from bootstrap.runner import check, waits_for
 from bootstrap.workspace import Workspace
-from pipeline.errors import UcllmError
+from pipeline.errors import Problem, UcllmError
 from pipeline.i18n import _
 
 #: Told of each action as it starts, with an empty text, and of each line that an action has to tell.
@@ -56,11 +57,21 @@ def mend(
         later = [item for item in requirements if not mender.visit(item, may_wait=True)]
         for item in later:
             mender.visit(item, may_wait=False)
-    except (UcllmError, OSError):
-        mender.wait()  # an hour's build is not thrown away because another failed: it ends up in the cache
-        raise
+    except Exception as error:
+        # An hour's build is not thrown away because another failed: it ends up in the cache.
+        others = mender.wait()
+        if not others:
+            raise
+        raise UcllmError.of([problem for one in (error, *others) for problem in _problems(one)]) from error
     ordered = tuple(mender.findings[item.id] for item in requirements)
     return Mended(ordered, tuple(mender.done), tuple(mender.still))
+
+
+def _problems(error: Exception) -> tuple[Problem, ...]:
+    """What went wrong, beside others that went wrong too."""
+    if isinstance(error, UcllmError):
+        return error.problems
+    return (Problem("fix.failed", _("A fix ended with an error."), f"{type(error).__name__}: {error}"),)
 
 
 @dataclass
@@ -82,6 +93,10 @@ class _Mender:
 
     def visit(self, requirement: Requirement, *, may_wait: bool) -> bool:
         """Check, and fix what fails. False: it, or what it waits for, is being built; visit it again."""
+        build = self.builds.pop(requirement.id, None)
+        if build is not None:
+            build.result()
+            self.facts = self.collect()  # those at hand were read while compilers had the machine
         finding = self.findings[requirement.id] = self._check(requirement)
         if may_wait and self.waiting & {*finding.blocked_by}:
             self.waiting.add(requirement.id)
@@ -96,34 +111,34 @@ class _Mender:
             why = _("not tried: it needs {ids} first").format(ids=", ".join(lacking))
             self.findings[requirement.id] = dataclasses.replace(finding, evidence=(*finding.evidence, why))
             return True
-        build = self.builds.pop(requirement.id, None)
-        if build is not None:
-            build.result()
-        actions = requirement.plan(self.profile, self.facts, self.workspace)
-        if not actions or not (build or self.confirm(requirement, actions)):
+        if build is not None:  # not planned again: what was built then is what was confirmed, and what is put in place
+            self._fix(requirement, build.rest, build.inputs)
             return True
-        first = [action for action in actions if action.background]
-        if first and may_wait:
-            self.builds[requirement.id] = _Build(self, requirement, first)
+        actions = requirement.plan(self.profile, self.facts, self.workspace)
+        if not actions or not self.confirm(requirement, actions):
+            return True
+        inputs = requirement.inputs(self.profile, self.facts) if requirement.inputs else None
+        if may_wait and any(action.background for action in actions):
+            self.builds[requirement.id] = _Build(self, requirement, actions, inputs)
             self.waiting.add(requirement.id)
             return False
-        self._fix(requirement, actions)
+        self._fix(requirement, actions, inputs)
         return True
 
-    def wait(self) -> None:
-        """Let the builds that still run come to an end."""
+    def wait(self) -> list[Exception]:
+        """Let the builds that still run come to an end; what went wrong in them."""
         for name, build in self.builds.items():
             if build.thread.is_alive():
                 self.say(build.requirement, None, _("waiting for {id}, which is still being built").format(id=name))
             build.thread.join()
+        return [build.failure for build in self.builds.values() if build.failure is not None]
 
     def _check(self, requirement: Requirement) -> Finding:
         return check(requirement, self.profile, self.facts, self.findings, self.tier)
 
-    def _fix(self, requirement: Requirement, actions: Sequence[Action]) -> None:
+    def _fix(self, requirement: Requirement, actions: Sequence[Action], made_from: Mapping[str, str] | None) -> None:
         journal = Journal(self.workspace)
         fix = journal.next_fix()
-        made_from = requirement.inputs(self.profile, self.facts) if requirement.inputs else None
         self.done += act(journal, fix, requirement, actions, self.say)
         if made_from is not None:  # at once: killed after this, it must not pass for made by hand
             journal.write(fix=fix, requirement=requirement.id, status="made", inputs=dict(made_from))
@@ -131,22 +146,36 @@ class _Mender:
         finding = self.findings[requirement.id] = self._check(requirement)
         if finding.status == FAIL:
             self.still.append(requirement.id)
+            kept = [
+                _("it came from the cache; if it stays so, `{command}` lets it be made anew").format(
+                    command=shlex.join(["rm", "-r", action.kept])
+                )
+                for action in actions
+                if action.kept
+            ]
+            self.findings[requirement.id] = dataclasses.replace(finding, evidence=(*finding.evidence, *kept))
 
 
 class _Build:
     """Actions that run beside the rest. Daemons: an interrupted tool ends at once, and takes its children with it."""
 
-    def __init__(self, mender: _Mender, requirement: Requirement, actions: Sequence[Action]) -> None:
+    def __init__(
+        self, mender: _Mender, requirement: Requirement, actions: Sequence[Action], inputs: Mapping[str, str] | None
+    ) -> None:
         self.requirement = requirement
-        self._failure: UcllmError | OSError | None = None
+        #: What is left to do after them, and what it is all made from.
+        self.rest = [action for action in actions if not action.background]
+        self.inputs = inputs
+        self.failure: Exception | None = None
         journal = Journal(mender.workspace)
         fix = journal.next_fix()
 
         def work() -> None:
             try:
-                mender.done += act(journal, fix, requirement, actions, mender.say)
-            except (UcllmError, OSError) as error:
-                self._failure = error
+                first = [action for action in actions if action.background]
+                mender.done += act(journal, fix, requirement, first, mender.say)
+            except Exception as error:  # noqa: BLE001  it is raised where the result is asked for
+                self.failure = error
 
         self.thread = threading.Thread(target=work, name=f"build-{requirement.id}", daemon=True)
         # Its number must be in the journal before another fix asks for the next one.
@@ -156,8 +185,8 @@ class _Build:
     def result(self) -> None:
         """Wait for the end; raise what went wrong."""
         self.thread.join()
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
 
 
 def act(

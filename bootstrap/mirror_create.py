@@ -246,21 +246,22 @@ class _Maker:
         """Wheels compiled on this machine for this GPU, or for none."""
         capability = capability_of(target_gpu)
         entries = []
-        for record in sorted(wheels.caches(self.folder)[0].glob("*/build.json")):
-            told = json.loads(record.read_text(encoding="utf-8"))
-            inputs, wheel = told["inputs"], record.parent / told["wheel"]
-            if record.parent.suffix == ".part" or inputs.get("Python") not in pythons:
+        for folder in sorted(wheels.caches(self.folder)[0].glob("*")):
+            told = wheels.record(folder).get("inputs")
+            inputs = told if isinstance(told, dict) else {}
+            fits = inputs.get("Python") in pythons and inputs.get("GPU", "") in ("", capability)
+            # A part is being written by another process.
+            wheel = wheels.whole(folder) if fits and folder.suffix != ".part" else None
+            if wheel is None:
                 continue
-            if inputs.get("GPU", "") not in ("", capability) or sha256_file(wheel) != told["sha256"]:
-                continue
-            for source in (record, wheel):
-                path = f"built/{record.parent.name}/{source.name}"
+            for source in (folder / "build.json", wheel):
+                path = f"built/{folder.name}/{source.name}"
                 target = self.folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 part = target.with_name(f"{target.name}.part")
                 shutil.copyfile(source, part)
                 part.replace(target)
-                entries.append(self._made("built", record.parent.name, path))
+                entries.append(self._made("built", folder.name, path))
         return entries
 
     def _conda(self) -> list[Job]:

@@ -126,8 +126,15 @@ class Collector:
             host.run_logged(argv, log=log, env=settings)
         except UcllmError as error:
             raise _failed(lock, python, log) from error
-        urls = _urls(log)
-        return [self._keep(path, urls.get(path.name, "")) for path in sorted(stage.glob("*.whl"))]
+        urls, wanted = _urls(log), set(re.findall(r"--hash=sha256:([0-9a-f]{64})", " ".join(lines)))
+        kept = []
+        for path in sorted(stage.glob("*.whl")):
+            # What a killed one left, under whatever name: pip compares only the files that it was asked for.
+            if sha256_file(path) in wanted:
+                kept.append(self._keep(path, urls.get(path.name, "")))
+            else:
+                path.unlink()
+        return kept
 
     def _keep(self, path: Path, url: str) -> Entry:
         name = f"{mirror.WHEELS}/{path.name}"

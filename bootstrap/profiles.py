@@ -7,12 +7,12 @@ import hashlib
 import os
 import platform
 import re
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bootstrap import profile_kinds
 from pipeline.errors import UcllmError, did_you_mean
 from pipeline.i18n import _
 from pipeline.recipe import load_toml
@@ -254,7 +254,7 @@ def _load(name: str, folder: Path) -> Profile:
         if not path.is_file():
             raise UcllmError("profile.unknown", _("There is no profile in {folder}.").format(folder=folder), str(path))
         data = load_toml(path)
-        wrong = _wrong(data)
+        wrong = profile_kinds.wrong(data, folder, _TABLES, _EACH)
         if wrong:
             raise UcllmError("profile.invalid", _("{path} is not a profile.").format(path=path), "; ".join(wrong))
         return _read(name, folder, data)
@@ -263,32 +263,19 @@ def _load(name: str, folder: Path) -> Profile:
         raise UcllmError("profile.invalid", _("{path} is not a profile.").format(path=path), why) from error
 
 
-#: What every profile says, and as what.
-_KEYS = {"description": str, "recipe": str, "engines": dict, "requirements": list, "python": dict}
-
-
-def _wrong(data: Mapping[str, Any]) -> list[str]:
-    """What is not as a profile has it: keys, their kinds, and requirements that there are not."""
-    wrong = [_("{key} is missing").format(key=key) for key in _KEYS if key not in data]
-    kinds = {**_KEYS, "optional": list, "packages": dict, **dict.fromkeys(("conda", "sources", "windows"), dict)}
-    for key, kind in kinds.items():
-        if key in data and not isinstance(data[key], kind):
-            wrong.append(_("{key}: {value} is of another kind").format(key=key, value=repr(data[key])))
-    if wrong:
-        return wrong
-    versions = data["python"].get("versions")
-    if not isinstance(versions, list) or not all(
-        isinstance(item, str) and re.fullmatch(r"3\.\d+", item) for item in versions
-    ):
-        wrong.append(_("{key}: {value} is of another kind").format(key="python.versions", value=repr(versions)))
-    here = Path(__file__).parent / "requirements"
-    for item in (*data["requirements"], *data.get("optional", ())):
-        named = isinstance(item, str) and re.fullmatch(r"[a-z]+\.[a-z0-9-]+", item)
-        if not named or not (here / f"{item.replace('.', '_').replace('-', '_')}.py").is_file():
-            wrong.append(_("there is no requirement {name}").format(name=repr(item)))
-    if not data["requirements"]:
-        wrong.append(_("{key} is missing").format(key="requirements"))
-    return wrong
+#: The tables that a profile may have, and those that hold tables, each under a name of its own.
+_TABLES: Mapping[str, Callable[..., object]] = {
+    "torch": TorchSource,
+    "machine": Needs,
+    "gpu": Gpu,
+    "cuda": Cuda,
+    "torch_build": TorchBuild,
+    "conda": Conda,
+    "deepspeed": Deepspeed,
+    "apex": Apex,
+    "flash_attention": FlashAttention,
+}
+_EACH: Mapping[str, type] = {"sources": Source, "windows": Window}
 
 
 def _read(name: str, folder: Path, data: Mapping[str, Any]) -> Profile:
@@ -330,15 +317,6 @@ def _table(kind: Callable[..., T], data: Mapping[str, Any], name: str) -> T | No
     """A table of the profile as its dataclass, lists as tuples; ``None`` if the profile has none."""
     if name not in data:
         return None
-    if not isinstance(data[name], dict):
-        raise TypeError(_("{key}: {value} is of another kind").format(key=name, value=repr(data[name])))
-    hints = typing.get_type_hints(kind)
-    for key, value in data[name].items():
-        plain = hints.get(key)
-        allowed = (int, float) if plain is float else (plain,)
-        if key not in hints or (plain in (str, int, float, bool) and type(value) not in allowed):
-            told = _("{key}: {value} is of another kind") if key in hints else _("{key} is not known")
-            raise TypeError(told.format(key=f"{name}.{key}", value=repr(value)))
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in data[name].items()})
 
 

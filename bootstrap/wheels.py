@@ -6,6 +6,7 @@ none, and two workspaces that build the same thing at a time both end up with a 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -22,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bootstrap import activation, host, mirror
+from bootstrap.facts import sources as reader
 from bootstrap.requirements import Doing
 from bootstrap.workspace import Workspace
 from pipeline.errors import UcllmError
@@ -34,8 +36,9 @@ class Build:
     """One wheel to compile.
 
     ``source`` is what ``pip wheel`` is given: ``("-r", LOCK)`` for a source distribution with its hash, or nothing for
-    ``checkout``, whose tracked files are built in a copy. ``inputs`` is everything that decides the outcome, in words
-    for people; ``variables`` and ``options`` are how it is built. ``requirement`` is the source as people write it.
+    ``checkout``, of which the files of ``commit`` are built in a copy. ``inputs`` is everything that decides the
+    outcome, in words for people; ``variables`` and ``options`` are how it is built. ``requirement`` is the source as
+    people write it.
     ``contains`` are the compiled modules that the wheel must have: a build may leave some out without a word.
     """
 
@@ -44,6 +47,7 @@ class Build:
     workspace: Path
     source: tuple[str, ...] = ()
     checkout: Path | None = None
+    commit: str = ""
     requirement: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
@@ -100,22 +104,22 @@ def caches(workspace: Path) -> tuple[Path, ...]:
 
 def cached(build: Build) -> Path | None:
     """The wheel, if it was built before and is as it was then."""
-    return next((wheel for folder in build.folders if (wheel := _whole(folder))), None)
+    return next((wheel for folder in build.folders if (wheel := whole(folder))), None)
 
 
-def _whole(folder: Path) -> Path | None:
-    """The wheel of an entry, if the entry is there and whole."""
-    record = _record(folder)
-    wheel = folder / str(record.get("wheel", ""))
+def whole(folder: Path) -> Path | None:
+    """The wheel of an entry of the cache, if the entry is there and whole."""
+    told = record(folder)
+    wheel = folder / str(told.get("wheel", ""))
     try:
-        return wheel if wheel.suffix == ".whl" and sha256_file(wheel) == record.get("sha256") else None
+        return wheel if wheel.suffix == ".whl" and sha256_file(wheel) == told.get("sha256") else None
     except OSError:
         return None
 
 
 def last_seconds(build: Build) -> float | None:
     """How long the last build of this name took, on this machine or another with the same cache."""
-    found = [_record(path) for cache in caches(build.workspace) for path in cache.glob(f"{build.name}-*")]
+    found = [record(path) for cache in caches(build.workspace) for path in cache.glob(f"{build.name}-*")]
     times = [
         (item["built"], item["seconds"])
         for item in found
@@ -124,7 +128,8 @@ def last_seconds(build: Build) -> float | None:
     return max(times)[1] if times else None
 
 
-def _record(folder: Path) -> Mapping[str, Any]:
+def record(folder: Path) -> Mapping[str, Any]:
+    """What an entry of the cache says of itself: its name, what it was made from, how long that took, and so on."""
     try:
         found = json.loads((folder / "build.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -143,6 +148,9 @@ def build(wanted: Build, workspace: Workspace, log: Path, doing: Doing, environm
             break
         except OSError:  # the shared cache cannot be written
             continue
+        except UcllmError as error:
+            if error.problems[0].code != "fetch.not-writable":
+                raise
     found = cached(wanted)
     if found is not None:
         return found
@@ -150,7 +158,7 @@ def build(wanted: Build, workspace: Workspace, log: Path, doing: Doing, environm
     shutil.rmtree(scratch, ignore_errors=True)  # of a build that was killed
     wheels = scratch / "wheels"
     wheels.mkdir(parents=True)
-    source = _copy_of(wanted.checkout, scratch / "source") if wanted.checkout else None
+    source = copy_of(wanted.checkout, wanted.commit, scratch / "source") if wanted.checkout else None
     temporary = scratch / "tmp"
     temporary.mkdir()
     active = activation.variables(workspace).items()
@@ -171,7 +179,7 @@ def build(wanted: Build, workspace: Workspace, log: Path, doing: Doing, environm
 def fetch_built(workspace: Workspace, folder: Path) -> None:
     """Put an entry of the cache where it belongs, if the workspace's mirror has it."""
     entries = mirror.built(workspace, folder.name)
-    if not entries or folder.exists():
+    if not entries or whole(folder):
         return
 
     def fill(part: Path) -> None:
@@ -191,14 +199,21 @@ def _verify(built: Build, wheel: Path, log: Path) -> None:
         raise UcllmError("build.incomplete", what, hint=_("Read {log}.").format(log=log))
 
 
-def _copy_of(checkout: Path, target: Path) -> Path:
-    """The tracked files, as they are checked out: what a build writes beside them stays out of the checkout."""
-    argv = ("git", "-C", str(checkout), "checkout-index", "--all", "--force", f"--prefix={target}/")
-    done = host.capture(argv, timeout_s=300)
-    if done.code != 0:
-        raise UcllmError(
-            "build.no-source", _("The files of {path} cannot be copied.").format(path=checkout), done.complaint
-        )
+def copy_of(checkout: Path, commit: str, target: Path) -> Path:
+    """The files of ``commit`` in ``target``, which is made: what is checked out or staged is no matter.
+
+    What a build writes beside them stays out of the checkout. Raises :class:`UcllmError`.
+    """
+    target.mkdir(parents=True)
+    index = target.with_name(f"{target.name}.index")  # the checkout's own is left as it is
+    for words in (("read-tree", commit), ("checkout-index", "--all", "--force", f"--prefix={target}/")):
+        argv = [*reader.git("-C", str(checkout), *words)]
+        argv.insert(argv.index("git"), f"GIT_INDEX_FILE={index}")  # `env` takes it, after it has unset the caller's
+        done = host.capture(argv, timeout_s=300, env=reader.environment(checkout))
+        if done.code != 0:
+            what = _("The files of {path} cannot be copied.").format(path=checkout)
+            raise UcllmError("build.no-source", what, done.complaint)
+    index.unlink()
     return target
 
 
@@ -218,7 +233,7 @@ def _keep(built: Build, wheel: Path, seconds: float, doing: Doing) -> Path:
 def _put(built: Build, wheel: Path, seconds: float, folder: Path) -> Path:
     def fill(part: Path) -> None:
         shutil.copy2(wheel, part / wheel.name)
-        record = {
+        told = {
             "name": built.name,
             "wheel": wheel.name,
             "sha256": sha256_file(wheel),
@@ -226,10 +241,10 @@ def _put(built: Build, wheel: Path, seconds: float, folder: Path) -> Path:
             "seconds": round(seconds, 1),
             "inputs": dict(built.inputs),
         }
-        (part / "build.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        (part / "build.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
     _enter(folder, fill)
-    found = _whole(folder)
+    found = whole(folder)
     if found is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
     return found
@@ -239,16 +254,21 @@ def _enter(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let an entry of the cache appear whole, by one rename; a damaged one gives way."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for old in folder.parent.glob("*.part"):
-        if time.time() - old.stat().st_mtime > _OLD_S:
-            shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process removes or renames it at this moment
+            if time.time() - old.stat().st_mtime > _OLD_S:
+                shutil.rmtree(old, ignore_errors=True)
     part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         fill(part)
         part.chmod(0o755)
-        if os.path.lexists(folder) and _whole(folder) is None:
-            folder.rename(f"{part}.damaged.part")
-        if not folder.exists():  # else another workspace was faster, and its wheel is as good
+        if os.path.lexists(folder) and whole(folder) is None:
+            with contextlib.suppress(FileNotFoundError):  # another saw it too
+                folder.rename(f"{part}.damaged.part")
+        try:
             part.rename(folder)
+        except OSError:
+            if whole(folder) is None:  # else another workspace was faster, and its wheel is as good
+                raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

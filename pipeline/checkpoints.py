@@ -79,15 +79,16 @@ def newest_complete(root: Path, kind: Kind = TRAINER) -> Path | None:
 
 
 def tidy(root: Path, keep: int, kind: Kind = TRAINER) -> None:
-    """Remove all but the ``keep`` newest whole checkpoints.
+    """Remove all but the ``keep`` newest whole checkpoints. One above them without a marker is being written.
 
     The Trainer's own limit would remove an old one before the new one is marked, and so could leave none.
     """
     kept = 0
     for folder in _newest_first(root, kind):
-        if kept < keep and (folder / MARKER).exists():
+        whole = (folder / MARKER).exists()
+        if whole and kept < keep:
             kept += 1
-        else:
+        elif whole or kept:
             shutil.rmtree(folder)
 
 
@@ -104,8 +105,9 @@ def starting_point(root: Path, report: Reporter, kind: Kind = TRAINER) -> Path |
             aside = folder.with_name(f"damaged-{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)
             folder.replace(aside)
-            text = _("{path} is not what was saved. It is not used and was moved to {aside}.")
-            report.note(text.format(path=folder, aside=aside.name))
+            text = _("{path} is not what was saved: its {what} differs. It is not used and was moved to {aside}.")
+            what = "sha256" if kind.hashed else _("size")
+            report.note(text.format(path=folder, what=what, aside=aside.name))
         else:
             shutil.rmtree(folder)
             report.note(_("{path} was left unfinished by an interruption and is not used.").format(path=folder))

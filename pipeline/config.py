@@ -131,7 +131,8 @@ class PretrainConfig:
     adam_beta1: float = _value(0.9, low=0.0, high=0.9999)
     adam_beta2: float = _value(0.95, low=0.0, high=0.9999999)
     clip_grad: float = _value(1.0, above=0.0)
-    #: ``auto`` is bf16 where the hardware computes in it, else fp32.
+    #: ``auto``: engine ``torch`` takes bf16 where the hardware computes in it, else fp32; ``megatron-deepspeed`` takes
+    #: fp16 as the guide does, on a CPU fp32.
     precision: str = _value("auto", choices=("auto", "fp32", "bf16", "fp16"))
     seed: int = _value(1234, low=0, high=2**32 - 1)
     #: The share of documents, at the end of the corpus, that is never trained on.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 from pipeline.config import Config, padded_vocab_size, steps
@@ -20,13 +21,19 @@ CPU_FLOPS_PER_CORE = 3.6e10
 LIBRARIES_BYTES = 500_000_000
 #: Bytes on a GPU before any model: CUDA's context, NCCL's and cuBLAS's buffers; an estimate.
 CONTEXT_BYTES = 2_000_000_000
-#: Dense 16-bit tensor operations a second: NVIDIA's data sheets of the L4, A100, H100 (SXM).
-GPU_FLOPS = {"L4": 1.21e14, "A100": 3.12e14, "H100": 9.89e14, "H200": 9.89e14, "V100": 1.25e14}
+#: Dense operations a second in 16 bits, with tensor cores, and in fp32, without: NVIDIA's data sheets (SXM).
+GPU_FLOPS = {
+    "L4": (1.21e14, 3.03e13),
+    "V100": (1.25e14, 1.57e13),
+    "A100": (3.12e14, 1.95e13),
+    "H100": (9.89e14, 6.7e13),
+    "H200": (9.89e14, 6.7e13),
+}
 #: The share of it that Megatron-DeepSpeed reaches on small models, from the guide's own figure: 300 billion tokens of
 #: the 0.125B model in 61 to 85 days on one L4 are 25 to 35 %.
 GPU_UTILIZATION = 0.3
 #: Of a GPU that is not in the table.
-UNKNOWN_GPU_FLOPS = 1e14
+UNKNOWN_GPU_FLOPS = (1e14, 2e13)
 #: The largest share of a GPU's memory that an estimate may fill.
 MARGIN = 0.9
 
@@ -59,7 +66,9 @@ def estimate(config: Config, cores: int = 1, machines: Machines | None = None) -
     """
     count = parameters(config)
     if machines is not None and machines.device == "cuda":
-        seconds = flops(config) / (_gpu_flops(machines.cluster.gpu) * GPU_UTILIZATION * machines.world_size)
+        again = 4 / 3 if config.pretrain.activation_checkpointing else 1  # the forward pass a second time
+        speed = _gpu_flops(machines.gpu)[config.pretrain.precision == "fp32"] * GPU_UTILIZATION
+        seconds = flops(config) * again / (speed * machines.world_size)
         memory = gpu_memory(config, machines)
     else:
         seconds = flops(config) / (CPU_FLOPS_PER_CORE * cores)
@@ -78,7 +87,7 @@ def estimate(config: Config, cores: int = 1, machines: Machines | None = None) -
 
 def cpu_memory(config: Config) -> int:
     """The peak of one process that trains in fp32 on a CPU, in bytes."""
-    return LIBRARIES_BYTES + parameters(config) * torch_engine.MEMORY_PER_PARAMETER + _kept(config, 4, flash=False)
+    return LIBRARIES_BYTES + parameters(config) * torch_engine.MEMORY_PER_PARAMETER + _kept(config)
 
 
 def gpu_memory(config: Config, machines: Machines) -> int:
@@ -95,26 +104,37 @@ def gpu_memory(config: Config, machines: Machines) -> int:
     of_weights, of_gradients, of_optimizer = (
         size / (shared if parallel.zero >= stage else 1) for size, stage in zip(state, (3, 2, 1))
     )
-    # The first stage of a pipeline holds the embeddings and as many micro-batches as there are stages.
-    hidden, layers = config.model.hidden_size, config.model.layers
-    embeddings = (_vocabulary(config) + config.pretrain.seq_length) * hidden
+    # The first stage of a pipeline holds the embeddings.
+    embeddings = (_vocabulary(config) + config.pretrain.seq_length) * config.model.hidden_size
     share = (parameters(config) - embeddings) / split + embeddings / parallel.tp
-    activations = _kept(config, 4 if full else 2, flash=True) / parallel.tp
+    return round(CONTEXT_BYTES + share * (of_weights + of_gradients + of_optimizer) + _activations(config, full))
+
+
+def _activations(config: Config, full: bool) -> float:
+    """Bytes kept for the backward pass on a GPU with flash attention, and the logits.
+
+    Of 17 numbers x hidden a token and layer, tensor parallelism shares 12 (arXiv 2205.05198, equation 2, without the
+    attention scores). A pipeline's first stage holds its part of the layers for as many micro-batches as there are
+    stages: together all layers once. With checkpointing each layer's input is kept, and one layer in whole.
+    """
+    model, tp = config.model, config.parallel.tp
+    micro = max(1, config.pretrain.micro_batch_size) * config.pretrain.seq_length
+    size = 4 if full else 2
+    layer = micro * model.hidden_size * (5 + 12 / tp) * size
+    kept = layer * model.layers
     if config.pretrain.activation_checkpointing:
-        micro = config.pretrain.micro_batch_size * config.pretrain.seq_length
-        activations = activations / layers + 2 * micro * hidden * layers
-    return round(CONTEXT_BYTES + share * (of_weights + of_gradients + of_optimizer) + activations)
+        kept = layer + micro * model.hidden_size * size * model.layers
+    return kept + micro * 3 * 4 * _vocabulary(config) / tp
 
 
-def _kept(config: Config, size: int, *, flash: bool) -> int:
-    """Bytes kept for the backward pass of one micro-batch.
+def _kept(config: Config) -> int:
+    """Bytes kept for the backward pass of one micro-batch in fp32 on a CPU.
 
-    About 17 numbers x hidden a token and layer, and heads x length of attention scores, which flash attention does not
-    keep (arXiv 2205.05198, section 4.1); the logits three times: themselves, in fp32 for the loss, their gradient.
+    About 17 numbers x hidden a token and layer, and heads x length of attention scores (arXiv 2205.05198, section 4.1);
+    the logits three times: themselves, for the loss, their gradient.
     """
     model, length = config.model, config.pretrain.seq_length
-    scores = 0 if flash else model.heads * length
-    a_token = model.layers * (17 * model.hidden_size + scores) * size + 3 * 4 * _vocabulary(config)
+    a_token = model.layers * (17 * model.hidden_size + model.heads * length) * 4 + 3 * 4 * _vocabulary(config)
     return max(1, config.pretrain.micro_batch_size) * length * a_token
 
 
@@ -137,8 +157,9 @@ def _memory(config: Config, machines: Machines) -> int:
     return gpu_memory(config, machines) if machines.device == "cuda" else cpu_memory(config)
 
 
-def _gpu_flops(name: str) -> float:
-    return next((value for part, value in GPU_FLOPS.items() if part.lower() in name.lower()), UNKNOWN_GPU_FLOPS)
+def _gpu_flops(name: str) -> tuple[float, float]:
+    words = re.split(r"[^A-Za-z0-9]+", name)
+    return next((value for part, value in GPU_FLOPS.items() if part in words), UNKNOWN_GPU_FLOPS)
 
 
 def _vocabulary(config: Config) -> int:

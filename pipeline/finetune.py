@@ -76,16 +76,26 @@ def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
     if config.finetune.engine == LLM_JP_SFT:
         if sources.machines is None:
             raise ValueError("engine llm-jp-sft needs machines")
-        launch = llm_jp_sft.launch(config, sources.machines, _places(values, inputs, home, sources.machines))
+        places = _places(values, inputs, home, sources.machines)
+        # A foreign model's positions are not known before it is read.
+        length = 0 if sources.inputs else config.pretrain.seq_length
+        places = dataclasses.replace(places, code=sources.code, length=length)
+        launch = llm_jp_sft.launch(config, sources.machines, places)
         values["parallel"] = {"zero": config.parallel.zero}
         values["compat"] = sources.machines.compat
+        # They share a batch: with another number of them it is another training.
+        values["processes"] = 1 if config.finetune.launcher == "none" else sources.machines.world_size
     return StagePlan(stage, home, values, inputs, outputs, run={"wandb": section(config, "wandb")}, launch=launch)
 
 
 def _places(values: Mapping[str, Any], inputs: Mapping[str, Path], home: Path, machines: Machines) -> llm_jp_sft.Places:
-    """The engine's files in the run directory. A published launch reads the data as it is, ours one that is rendered."""
-    model = inputs.get("model") or values["hub_model"]
-    group = f"finetune_{Path(model).name}_{machines.hosts[0]}_{time.strftime('%Y.%m.%d_%H.%M.%S')}"
+    """The engine's files in the run directory. A published launch reads the data as it is, ours one that is rendered.
+
+    A model of the Hub is fetched by us, as one commit; ours reads it from ``base``.
+    """
+    named = inputs.get("model") or values["hub_model"]
+    model = named if machines.compat or "model" in inputs else home / "base"
+    group = f"finetune_{Path(named).name}_{machines.hosts[0]}_{time.strftime('%Y.%m.%d_%H.%M.%S')}"
     data = inputs["data"] if machines.compat and "data" in inputs else home / "data" / "train.jsonl"
     return llm_jp_sft.Places(model, data, home / "checkpoint", home / "launch", group[:128])
 

@@ -29,7 +29,7 @@ def choose(asked: str) -> tuple[str, str]:
 
     cuda = torch.cuda.is_available()
     device = torch.cuda.get_device_name(0) if cuda else ""
-    bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else cpu_computes_bf16()
+    bf16 = torch.cuda.get_device_capability(0) >= (8, 0) if cuda else cpu_computes_bf16()
     if asked == "fp16" and not cuda:
         raise _impossible(asked, _("fp16 needs a GPU."))
     if asked == "bf16" and cuda and not bf16:

@@ -211,12 +211,13 @@ def _train(stage: str, values: dict[str, Any]) -> None:
         finish(_dry_run(plans, environment, config, work, where), as_json=as_json, text=render)
     if values.get("submit"):
         finish(train_submit.submit(work, where, plans), as_json=as_json, text=render)
+    if not values["no_checks"]:
+        _refuse(stage, [*work.findings(), *machines.findings(work, where, plans)], values)
+    machines.refuse(work, config, where, plans)
     if any(plan.launch for plan in plans):
         from bootstrap import activation
 
         environment = dataclasses.replace(environment, variables=activation.variables(work.workspace))
-    if not values["no_checks"]:
-        _refuse(stage, [*work.findings(), *machines.findings(work, where, plans)], values)
     terminal = Terminal(len(plans))
     if any(plan.launch and plan.stage == "pretrain" for plan in plans):
         terminal.say(machines.costs(config, where))

@@ -190,9 +190,10 @@ def _render_plans(data: Mapping[str, Any]) -> str:
     problems = [finding for finding in data["findings"] if finding["status"] != "ok"]
     lines += [f"! {finding['id']}: {finding['summary']}" for finding in problems]
     estimate = data["estimate"]
+    days = estimate["days"]
     lines.append(
         _("pretraining takes about {time}, {memory} MB of memory a process and {disk} MB of disk").format(
-            time=duration(estimate["seconds"]),
+            time=_("{days:,.0f} days").format(days=days) if days >= 3 else duration(estimate["seconds"]),
             memory=f"{estimate['memory_bytes'] / 1e6:,.0f}",
             disk=f"{estimate['disk_bytes'] / 1e6:,.0f}",
         )

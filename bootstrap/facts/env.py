@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -18,28 +21,61 @@ UNFINISHED = ".ucllm-unfinished"
 PROBE = Path(__file__).parent / "probe.py"
 START_UP = Path(__file__).parent / "start_up.py"
 TIMEOUT_S = 30.0
+#: No such program, or none that can be run here. Whatever else keeps a program from starting says nothing about it.
+_NO_PROGRAM = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENOEXEC, errno.ELIBBAD})
+_PLACE = re.compile(r"^\s*(?:export )?VIRTUAL_ENV=(['\"]?/.*)$", re.MULTILINE)
 
 
 def collect(request: Request) -> EnvFacts:
-    """Ask the environment's Python what is installed. One that cannot answer is ``broken``, with the reason."""
-    return read(request.workspace.env)
+    """Ask the environment's Python what is installed. One that cannot answer is ``broken``, with the reason.
+
+    Raises ``OSError`` where the machine is the reason: a broken environment is replaced, a slow one must not be.
+    """
+    return read(request.workspace.env, timeout_s=TIMEOUT_S)
 
 
 def read(env: Path, *, timeout_s: float = TIMEOUT_S) -> EnvFacts:
-    """The facts of the environment in ``env``."""
+    """The facts of the environment in ``env``. Raises as :func:`collect`, ``TimeoutError`` when it does not answer."""
     python = env / "bin" / "python"
     if not os.path.lexists(env):  # no exception for what lies in a folder that may not be read
         return EnvFacts(str(env), "absent")
     if (env / UNFINISHED).exists():
         return EnvFacts(str(env), "broken", error=_("making it was interrupted"))
+    elsewhere = _elsewhere(env)
+    if elsewhere:
+        why = _("it was made in {path}, and its commands start the Python there").format(path=elsewhere)
+        return EnvFacts(str(env), "broken", error=why)
     began = time.monotonic()
     try:
         said, done = ask(str(python), PROBE, timeout_s=timeout_s)
-    except (OSError, TimeoutError) as error:
+    except OSError as error:  # also TimeoutError
+        if error.errno not in _NO_PROGRAM:
+            raise
         return EnvFacts(str(env), "broken", error=str(error))
     if not said:
         return EnvFacts(str(env), "broken", error=_why_silent(str(python), done, began + timeout_s - time.monotonic()))
     return _facts(env, said[-1])
+
+
+def made_in(env: Path) -> str:
+    """Where a virtual environment was made, as its ``bin/activate`` says; empty where that says no path."""
+    try:
+        said = _PLACE.search((env / "bin" / "activate").read_text(encoding="utf-8", errors="surrogateescape"))
+        words = shlex.split(said[1]) if said else []
+    except (OSError, ValueError):
+        return ""
+    return words[0] if words else ""
+
+
+def _elsewhere(env: Path) -> str:
+    """The place that the environment was copied or moved from; empty if it is where it was made, by any name."""
+    place = made_in(env)
+    try:
+        return "" if not place or env.samefile(place) else place
+    except (FileNotFoundError, NotADirectoryError):
+        return place
+    except OSError:  # a folder that may not be looked into, a file system that does not answer
+        return ""
 
 
 def _why_silent(python: str, done: host.Done, timeout_s: float) -> str:

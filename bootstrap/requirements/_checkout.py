@@ -144,6 +144,7 @@ def _plan(requirement_id: str, key: str, profile: Profile, facts: Facts, workspa
         part.parent.mkdir(parents=True, exist_ok=True)
         origin = mirror.git_source(workspace, source)
         _run(source, part, log, "clone", "--no-checkout", origin, str(part))
+        _require(source, part)
         if origin != source.url:
             _run(source, part, log, "-C", str(part), "remote", "set-url", "origin", source.url)
         _run(source, part, log, "-C", str(part), "checkout", "--detach", source.commit)
@@ -171,6 +172,7 @@ def _checkout(source: Source, path: Path, workspace: Workspace, log: Path) -> Ca
                 if not _has(source, path):
                     origin = mirror.git_source(workspace, source)
                     _run(source, path, log, *at, "fetch", "--no-tags", origin, wanted)
+            _require(source, path)
             _run(source, path, log, *at, "checkout", "--detach", source.commit)
         if now.tag_commit not in ("", source.commit):
             _run(source, path, log, "-c", "tag.gpgSign=false", *at, "tag", "-f", source.tag, source.commit)
@@ -185,6 +187,13 @@ def _has(source: Source, path: Path) -> bool:
     """Whether the commit is in the checkout already."""
     argv = reader.git("-C", str(path), "cat-file", "-e", f"{source.commit}^{{commit}}")
     return host.capture(argv, timeout_s=reader.TIMEOUT_S, env=reader.environment(path)).code == 0
+
+
+def _require(source: Source, path: Path) -> None:
+    """Raise :class:`UcllmError` unless the commit is there. Where it is gone a tag of its name is no substitute."""
+    if not _has(source, path):
+        what = _("{url} has no commit {commit}.").format(url=host.without_logins(source.url), commit=source.commit)
+        raise UcllmError("source.no-commit", what, hint=_("Look at the profile's `[sources]`."))
 
 
 def _run(source: Source, path: Path, log: Path, *args: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from bootstrap import wheels
+from bootstrap import activation, wheels
 from bootstrap.facts import Facts
 from bootstrap.facts.probe import is_whole
 from bootstrap.findings import Remedy
@@ -16,12 +18,17 @@ from bootstrap.requirements.env_packages import pip_environment
 from bootstrap.requirements.machine_disk import GB
 from bootstrap.wheels import Build
 from bootstrap.workspace import Workspace
+from pipeline.errors import UcllmError
 from pipeline.i18n import _
 
 #: The part of the available memory that compilers may fill; the rest is for everything else.
 MEMORY_SHARE = 0.9
-#: What the user's shell tells every compiler; it reaches the build, and so decides what comes out.
-FLAGS = ("CFLAGS", "CPPFLAGS", "CXXFLAGS", "LDFLAGS", "NVCC_APPEND_FLAGS", "NVCC_PREPEND_FLAGS")
+#: What the user's shell and the environment's hooks tell a build: which compilers, and with which flags. It decides
+#: what comes out. From setuptools' ``customize_compiler``, torch's ``cpp_extension`` and nvcc's manual.
+CHOICES = (
+    *("CC", "CXX", "NVCC_CCBIN", "CUDAHOSTCXX", "LDSHARED", "LDCXXSHARED"),
+    *("CFLAGS", "CPPFLAGS", "CXXFLAGS", "LDFLAGS", "NVCC_APPEND_FLAGS", "NVCC_PREPEND_FLAGS"),
+)
 #: What must hold before a compiler is started: a build that fails after an hour fails late.
 GUARDS = (
     "machine.compiler",
@@ -100,6 +107,7 @@ def made_from(profile: Profile, facts: Facts, source: str, flags: str = "") -> d
         "source": source,
         "Python": facts.env.minor,
         "torch": torch.version if torch else "",
+        "C++ ABI": {True: "cxx11", False: "old", None: ""}[torch.cxx11_abi if torch else None],
         "CUDA": torch.cuda if torch else "",
         "GPU": " ".join(capabilities(profile, facts)),
         "flags": flags,
@@ -109,13 +117,11 @@ def made_from(profile: Profile, facts: Facts, source: str, flags: str = "") -> d
 def compiled_by(facts: Facts) -> dict[str, str]:
     """What else decides what comes out: another machine's wheel must not be taken for this one's."""
     programs = facts.tools.programs
-    found = {name: programs[name].version if name in programs else "" for name in ("g++", "nvcc")}
-    flags = {name: facts.machine.variables.get(name, "") for name in FLAGS}
+    found = {name: programs[name].version if name in programs else "" for name in ("gcc", "g++", "nvcc")}
     pip = facts.env.dists.get("pip")
     # DeepSpeed compiles with -march=native: op_builder/builder.py, cpu_arch. Old pips drop build options.
     return {
         **found,
-        **flags,
         "pip": pip.version if pip else "",
         "machine": facts.machine.machine,
         "processor": facts.machine.cpu,
@@ -123,17 +129,47 @@ def compiled_by(facts: Facts) -> dict[str, str]:
     }
 
 
+def _chosen(workspace: Workspace) -> dict[str, str]:
+    """The choices that the build will be told of, those of the environment's hooks too: they have the last word.
+
+    Without an environment yet, or with hooks that fail, the shell's. Asked when a build is planned, not at each check:
+    hooks are run for it.
+    """
+    try:
+        told: Mapping[str, str] = activation.variables(workspace)
+    except UcllmError:
+        told = os.environ
+    return {name: told.get(name, "") for name in CHOICES}
+
+
+def _unknown(build: Build, profile: Profile) -> list[str]:
+    """What is not known and decides what comes out: without it the wheel would be kept under a name that says less."""
+    needed = ("Python", "torch", "g++", *(("CUDA", "nvcc") if profile.cuda else ()))
+    return [name for name in needed if not build.inputs.get(name, name)]
+
+
 def plan(requirement_id: str, build: Build, profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:
-    """Compile the wheel, unless it was compiled before, and install it."""
+    """Compile the wheel, unless it was compiled before, and install it. Either raises :class:`UcllmError`."""
     python, log = Path(facts.env.interpreter), workspace.state / "logs" / f"{requirement_id}.txt"
-    found = wheels.cached(build)
+    if "g++" in build.inputs:
+        build = dataclasses.replace(build, inputs={**build.inputs, **_chosen(workspace)})
+    unknown = _unknown(build, profile)
+    found = None if unknown else wheels.cached(build)
+
+    def wheel_of(doing: Doing) -> Path:
+        if unknown:
+            what = _("{name} is not built: it could not be read for which {unknown}.")
+            what = what.format(name=build.name, unknown=", ".join(unknown))
+            hint = _("Run the same command again when the machine is less busy; `ucllm doctor` says what it can read.")
+            raise UcllmError("build.unknown-inputs", what, hint=hint)
+        # pip's settings too: a mirror, a cache of one's own.
+        return wheels.build(build, workspace, log, doing, pip_environment(workspace, build.name))
 
     def compile_it(doing: Doing) -> None:
-        # pip's settings too: a mirror, a cache of one's own.
-        wheels.build(build, workspace, log, doing, pip_environment(workspace, build.name))
+        wheel_of(doing)
 
     def install(doing: Doing) -> None:
-        wheel = wheels.build(build, workspace, log, doing, pip_environment(workspace, build.name))
+        wheel = wheel_of(doing)
         for half in workspace.env.glob("lib/python*/site-packages/*.dist-info"):
             if normalize(half.name.split("-")[0]) == build.name and not is_whole(str(half)):
                 doing.move_aside(half)  # of a pip that was killed; the next one could not remove it
@@ -150,7 +186,8 @@ def plan(requirement_id: str, build: Build, profile: Profile, facts: Facts, work
     command = shlex.join(wheels.install_argv(python, found or build.folders[0]))
     if found is None:  # the wheel's name is known once it is built
         command += "/*.whl"
-    actions.append(Action(text.format(name=build.name), (command,), install))
+    kept = str(found.parent) if found else ""
+    actions.append(Action(text.format(name=build.name), (command,), install, kept=kept))
     return actions
 
 

@@ -43,7 +43,8 @@ def _build(profile: Profile, facts: Facts) -> Build:
     # Not the guide's `setup.py install`: it leaves an egg, which pip can neither check nor replace.
     source = profile.sources.get("megatron")
     checkout = Path(facts.workspace, source.folder if source else "Megatron-DeepSpeed")
-    return Build("megatron-core", inputs(profile, facts), Path(facts.workspace), checkout=checkout)
+    commit = source.commit if source else ""
+    return Build("megatron-core", inputs(profile, facts), Path(facts.workspace), checkout=checkout, commit=commit)
 
 
 def plan(profile: Profile, facts: Facts, workspace: Workspace) -> list[Action]:

@@ -37,8 +37,10 @@ def check(profile: Profile, facts: Facts) -> Finding:
     if wrong:
         remedy = Remedy(_("Change the recipe, or these values with --set."))
         return fail(_("The sizes of recipe {name} do not divide.").format(name=recipe.name), [*seen, *wrong], remedy)
-    seen.append(_("training needs about {needed:.1f} GB of memory").format(needed=recipe.memory / _GB))
     divides = _("the sizes of {name} divide").format(name=recipe.name)
+    if recipe.engine == "megatron-deepspeed":
+        return ok(divides, *seen, _("memory is estimated when it is known on which machines it will run"))
+    seen.append(_("training needs about {needed:.1f} GB of memory").format(needed=recipe.memory / _GB))
     if _on_gpu(profile) and "gpu" not in facts.collected:
         return ok(divides, *seen, _("the GPUs were not looked at"))
     place, memory = _memory(profile, facts)

@@ -49,6 +49,7 @@ def _build(profile: Profile, facts: Facts) -> Build:
         {**inputs(profile, facts), **_compile.compiled_by(facts)},
         Path(facts.workspace),
         checkout=Path(facts.workspace, source.folder if source else "apex"),
+        commit=source.commit if source else "",
         variables=_compile.variables(profile, facts),
         options=options,
         contains=profile.apex.modules if profile.apex else (),

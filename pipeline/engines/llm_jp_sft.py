@@ -2,7 +2,8 @@
 
 Everything here is computed from the configuration and the machines; nothing is read or written. With ``--compat`` it is
 the launch of the published scripts, whose DeepSpeed configuration overrides the cosine schedule that the command line
-asks for (``WarmupLR``) and moves the optimizer to the CPU. Ours leaves the schedule to the Trainer.
+asks for (``WarmupLR``) and moves the optimizer to the CPU. Ours leaves the schedule to the Trainer, and starts the
+script by :mod:`pipeline.engines.llm_jp_sft_start`, so that a training can be stopped and continued.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.checkpoints import Kind
 from pipeline.config import Config
 from pipeline.engines import megatron
 from pipeline.engines.megatron_compat import wandb_flags
@@ -21,6 +23,14 @@ from pipeline.i18n import _
 from pipeline.launch import Launch, Machines
 
 CHECKOUT, SCRIPT = "llm-jp-sft", "train.py"
+#: What starts the script in ours, relative to the folder that holds this package.
+START = Path("pipeline", "engines", "llm_jp_sft_start.py")
+#: Tokens of a conversation where the launch does not say it: ``train.py``, ``max_seq_length``.
+MAX_SEQ_LENGTH = 2048
+#: The Trainer's checkpoints; those of DeepSpeed may be large.
+CHECKPOINTS = Kind("checkpoint-", hashed=False)
+#: The share of all steps from one checkpoint to the next (the Trainer takes a number below 1 so); as engine ``trl``.
+SAVE_EVERY = 0.1
 #: The form of a conversation; the templates of the published launches.
 INSTRUCTION, RESPONSE = "### Human:", "### Assistant:"
 DS_CONFIG, ACCELERATE_CONFIG = "ds_config.json", "accelerate_config.yaml"
@@ -30,7 +40,7 @@ LORA_ALPHA, LORA_DROPOUT = 32, 0.05
 
 @dataclass(frozen=True)
 class Places:
-    """Where a launch's files are: ``model`` and ``data`` are read, ``output`` is written, ``files`` are the launch's."""
+    """Where a launch's files are: ``model`` and ``data`` are read, ``output`` is written, ``files`` are its own."""
 
     model: Path | str
     data: Path
@@ -38,6 +48,10 @@ class Places:
     files: Path
     #: The group of the run on Weights & Biases.
     group: str = ""
+    #: What holds this package.
+    code: Path = Path()
+    #: How many tokens the model reads; 0 where that is not known yet.
+    length: int = 0
 
 
 def problems(config: Config, machines: Machines) -> list[Problem]:
@@ -65,12 +79,14 @@ def launch(config: Config, machines: Machines, places: Places) -> Launch:
     """What is started, its variables and its files."""
     script = str(machines.workspace / CHECKOUT / SCRIPT)
     words = flags(config, machines, places)
+    if not machines.compat:
+        script, words = str(places.code / START), [script, *words]
     variables = environment(config, machines, places)
     launcher = config.finetune.launcher
     if launcher == "deepspeed":
         from pipeline.launch import styles
 
-        started = styles.wrap(machines, script, words, env=variables, folder=places.files)
+        started = styles.wrap(machines, script, words, env=variables, folder=places.files, gpus_here=machines.gpus_here)
         settings = json.dumps(deepspeed_config(config, machines), indent=1) + "\n"
         return Launch(started.argv, started.env, {DS_CONFIG: settings, **started.files})
     python = "python" if machines.compat else str(machines.python)
@@ -89,6 +105,8 @@ def environment(config: Config, machines: Machines, places: Places) -> dict[str,
     """The variables on top of the activated environment's."""
     off = config.wandb.mode == "off"
     found = {"WANDB_MODE": "disabled"} if off else megatron.wandb(config, places.group, places.files.parent)
+    if not machines.compat:
+        found["PYTHONUNBUFFERED"] = "1"  # the log is heard as it is written
     if machines.device == "cpu":
         found["CUDA_VISIBLE_DEVICES"] = ""
     elif config.finetune.launcher == "none" and not machines.compat:
@@ -118,8 +136,10 @@ def flags(config: Config, machines: Machines, places: Places) -> list[str]:
     found.append("--bf16")
     if several or finetune.gradient_accumulation_steps > 1:
         found += ["--gradient_accumulation_steps", str(finetune.gradient_accumulation_steps)]
-    if finetune.max_seq_length:
-        found += ["--max_seq_length", str(finetune.max_seq_length)]
+    # Unless it is told, train.py takes a length that a small model cannot read.
+    length = finetune.max_seq_length or (0 if published else places.length)
+    if length:
+        found += ["--max_seq_length", str(length)]
     if finetune.gradient_checkpointing or (published and finetune.launcher == "deepspeed"):
         found.append("--gradient_checkpointing")
     if finetune.launcher == "deepspeed":
@@ -134,8 +154,11 @@ def flags(config: Config, machines: Machines, places: Places) -> list[str]:
     if machines.device == "cpu":
         found.append("--use_cpu")
     report = "wandb" if config.wandb.mode != "off" else "none"
-    ours = {"--logging_steps": 1, "--seed": finetune.seed, "--report_to": report, "--save_strategy": "epoch"}
-    return [*found, *megatron.pairs({**ours, "--save_total_limit": 2})]
+    ours = {"--logging_steps": 1, "--seed": finetune.seed, "--report_to": report}
+    ours.update({"--save_strategy": "steps", "--save_steps": SAVE_EVERY, "--save_total_limit": 2})
+    # The Trainer would hide a loss that is not a number, and draws bars that a log cannot show.
+    ours.update({"--logging_nan_inf_filter": False, "--disable_tqdm": True})
+    return [*found, *megatron.pairs(ours)]
 
 
 def rate(value: float) -> str:
@@ -216,5 +239,7 @@ def accelerate_config(config: Config, machines: Machines) -> str:
         "use_cpu": False,
     }
     if zero:
-        found["deepspeed_config"] = {"zero_stage": zero}
+        # The Trainer leaves clipping to DeepSpeed (its max_grad_norm is 1), and saves a whole model only if asked to.
+        found["deepspeed_config"] = {"zero_stage": zero, "gradient_clipping": 1.0}
+        found["deepspeed_config"].update({"zero3_save_16bit_model": True} if zero == 3 else {})
     return json.dumps(found, indent=1) + "\n"

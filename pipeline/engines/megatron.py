@@ -29,8 +29,6 @@ CHECKOUT, SCRIPT = "Megatron-DeepSpeed", "pretrain_gpt.py"
 #: The compatibility launcher, relative to the folder that holds this package.
 START = Path("pipeline", "engines", "megatron_start.py")
 DS_CONFIG = "ds_config.json"
-#: From this compute capability on GPUs compute in bf16 (NVIDIA: Ampere).
-BF16_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,9 @@ def problems(config: Config, machines: Machines) -> list[Problem]:
     if parallel.zero >= 2 and parallel.pp > 1:
         hint = _("Use `--set parallel.zero=1`, or `--set parallel.pp=1`.")
         found.append((_("DeepSpeed's pipeline does not work with ZeRO 2 and 3."), hint))
-    if precision(config, machines) == "bf16" and not parallel.zero and not machines.compat:
+    if machines.compat and config.pretrain.precision == "bf16":
+        found.append((_("No published launch computes in bf16."), _("Use `--set pretrain.precision=fp16`.")))
+    elif precision(config, machines) == "bf16" and not parallel.zero:
         hint = _("Use `--set parallel.zero=1`.")
         found.append((_("DeepSpeed's pipeline computes in bf16 only with ZeRO 1."), hint))
     if machines.device == "cpu" and precision(config, machines) != "fp32":
@@ -118,7 +118,8 @@ def launch(config: Config, machines: Machines, places: Places) -> Launch:
     settings = json.dumps(deepspeed_config(config, machines), indent=1) + "\n"
     words = [str(script), *flags(config, machines, places)]
     variables = environment(config, machines, places)
-    started = styles.wrap(machines, str(places.code / START), words, env=variables, folder=places.files)
+    start, seen = str(places.code / START), machines.gpus_here
+    started = styles.wrap(machines, start, words, env=variables, folder=places.files, gpus_here=seen)
     return Launch(started.argv, started.env, {DS_CONFIG: settings, **started.files})
 
 

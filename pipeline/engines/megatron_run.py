@@ -3,45 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import importlib.util
 import json
 import math
 import os
-import re
 import shutil
-import signal
-import subprocess
 import sys
-import threading
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import checkpoints
 from pipeline.checkpoints import MEGATRON
-from pipeline.engines import megatron_log
-from pipeline.engines.megatron_start import RANKS
+from pipeline.engines import megatron_log, megatron_start
+from pipeline.engines.program import run, write_files
 from pipeline.errors import UcllmError
 from pipeline.i18n import _
-from pipeline.launch.styles import ENVIRONMENT
 
 if TYPE_CHECKING:
     from pipeline.child import Job
     from pipeline.events import Reporter
 
-#: Seconds that a request to stop may take: the step at hand and a checkpoint.
-STOP_SECONDS = 600.0
 #: Megatron's pointer to the checkpoint that every process has finished, and DeepSpeed's.
 TRACKER, LATEST = "latest_checkpointed_iteration.txt", "latest"
-#: Variables of the activated environment that the processes of other nodes need too.
-CARRIED = ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", RANKS)
-#: pdsh names the node before each line that it prints.
-_PREFIX = re.compile(r"^[\w.-]+: ")
+#: The ending of the folder of DeepSpeed's universal form, which is made for one start.
+UNIVERSAL = "_universal"
 #: Beside the checkpoints: what was heard so far, a JSON object a line.
 HEARD = "heard.jsonl"
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass
@@ -82,19 +72,22 @@ def train(job: Job, report: Reporter) -> Trained:
 
     Raises :class:`UcllmError` when it fails, when the loss is not a number, and when it was stopped.
     """
-    launch = job.config["run"]["launch"]
+    launch, steps = job.config["run"]["launch"], job.config["pretrain"]["steps"]
     folder = write_files(job.home / "launch", launch["files"])
     point_to_checkpoints(job.home / "checkpoint", job.checkpoints)
     start = starting_point(job.checkpoints, report)
     heard = _remembered(job.checkpoints / HEARD, MEGATRON.step(start) if start else 0)
     if start is not None and _other_share(start, job):
         launch = _universal(start, launch, folder, report)
-    if start is None or MEGATRON.step(start) < job.config["pretrain"]["steps"]:
-        code = run(launch, folder, lambda line: _hear(line, job, report, heard), report)
-        _judge(code, job, heard)
+    code = 0
+    if start is None or MEGATRON.step(start) < steps:
+        code, asked = run(launch, folder, lambda line: _hear(line, job, report, heard), report)
+        _judge(code, asked, job, heard)
     found = checkpoints.newest_complete(job.checkpoints, MEGATRON)
-    if found is None:
-        raise _failed(job, 0, heard)
+    # A launcher whose own child was killed may end with 0.
+    if found is None or (MEGATRON.step(found) < steps and not heard.stopped_by):
+        raise _failed(job, code, heard)
+    _remove_universal(job.checkpoints)
     return Trained(found, MEGATRON.step(found), heard)
 
 
@@ -110,19 +103,6 @@ def _remembered(path: Path, step: int) -> Heard:
                     (heard.steps if entry["kind"] == "step" else heard.validations).append(entry)
     path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     return heard
-
-
-def write_files(folder: Path, files: Mapping[str, str]) -> Path:
-    """Write the launch's files, and nothing of an earlier launch beside them."""
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "ranks").mkdir(parents=True)
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-        if path.parent.name == "bin":
-            path.chmod(0o755)
-    return folder
 
 
 def point_to_checkpoints(link: Path, folder: Path) -> None:
@@ -142,6 +122,7 @@ def starting_point(root: Path, report: Reporter) -> Path | None:
     folder = root / f"{MEGATRON.prefix}{step}"
     if step and folder.is_dir() and not (folder / checkpoints.MARKER).exists() and _readable(folder):
         checkpoints.mark_complete(folder, MEGATRON)
+    _remove_universal(root)
     start = checkpoints.starting_point(root, report, MEGATRON)
     for name in (TRACKER, LATEST):
         (root / name).unlink(missing_ok=True)
@@ -155,8 +136,11 @@ def _other_share(checkpoint: Path, job: Job) -> bool:
     """Whether ZeRO's optimizer in ``checkpoint`` is cut for another number of data-parallel processes than will run."""
     if not job.config["parallel"]["zero"]:
         return False
-    cut = len(list(checkpoint.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")))
-    return bool(cut) and cut != job.config["run"]["data_parallel"]
+    return _parts(checkpoint) not in (0, job.config["run"]["data_parallel"])
+
+
+def _parts(checkpoint: Path) -> int:
+    return len(list(checkpoint.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")))
 
 
 def _universal(checkpoint: Path, launch: Mapping[str, Any], folder: Path, report: Reporter) -> Mapping[str, Any]:
@@ -165,26 +149,31 @@ def _universal(checkpoint: Path, launch: Mapping[str, Any], folder: Path, report
     (``deepspeed.checkpoint.ds_to_universal``; Megatron reads it with ``--universal-checkpoint``.) Raises
     :class:`UcllmError` where there is no such form.
     """
-    target = checkpoint.with_name(f"{checkpoint.name}_universal")
-    shutil.rmtree(target, ignore_errors=True)
-    words = ("--input_folder", str(checkpoint), "--output_folder", str(target))
+    target = checkpoint.with_name(f"{checkpoint.name}{UNIVERSAL}")
+    package = importlib.util.find_spec("deepspeed")
+    where = Path(package.origin).parent if package and package.origin else Path()
+    # By the start module: DeepSpeed needs the same measures here.
+    script = [sys.executable, megatron_start.__file__, str(where / "checkpoint" / "ds_to_universal.py")]
+    making = {
+        "argv": [*script, "--input_folder", str(checkpoint), "--output_folder", str(target)],
+        "env": {**launch["env"], "WANDB_MODE": "disabled"},
+    }
     report.note(_("Another number of GPUs: the optimizer's parts are put together and cut anew."))
-    making = {**launch, "argv": [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *words]}
     heard = Heard()
-    code = run(making, folder, heard.take, report)
+    code, asked = run(making, folder, heard.take, report)
+    if asked:
+        raise _stopped(checkpoint)
     if code != 0:
-        shutil.rmtree(target, ignore_errors=True)
-        raise UcllmError(
-            "pretrain.other-share",
-            _("The checkpoint cannot be continued on another number of GPUs."),
-            heard.errors[0]
-            if heard.errors
-            else _("DeepSpeed could not convert it (exit code {code}).").format(code=code),
-            _("Use as many GPUs as before: its optimizer is cut into {count} parts.").format(
-                count=len(list(checkpoint.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")))
-            ),
-        )
+        what = _("The checkpoint cannot be continued on another number of GPUs.")
+        why = heard.errors[0] if heard.errors else _("DeepSpeed ended with exit code {code}.").format(code=code)
+        hint = _("Use as many GPUs as before: its optimizer is cut into {count} parts.")
+        raise UcllmError("pretrain.other-share", what, why, hint.format(count=_parts(checkpoint)))
     return {**launch, "argv": [*launch["argv"], "--universal-checkpoint"]}
+
+
+def _remove_universal(root: Path) -> None:
+    for folder in root.glob(f"{MEGATRON.prefix}*{UNIVERSAL}"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tracked(root: Path) -> int:
@@ -200,81 +189,11 @@ def _readable(folder: Path) -> bool:
     return bool(found) and all(zipfile.is_zipfile(path) for path in found)
 
 
-def run(launch: Mapping[str, Any], folder: Path, hear: Callable[[str], bool], report: Reporter) -> int:
-    """Start ``launch`` in ``folder`` and give each line it prints to ``hear``, and to our own output; its exit code.
-
-    ``hear`` says whether the rest must end: a node that failed does not end the others by itself.
-    A request to stop this process becomes one to every process that trains: they end the step and save. The second
-    request, or :data:`STOP_SECONDS`, ends them.
-    """
-    env = {**os.environ, **launch["env"], RANKS: str(folder / "ranks")}
-    if (folder / "bin").is_dir():
-        env["PATH"] = os.pathsep.join((str(folder / "bin"), env.get("PATH", os.defpath)))
-    if (folder / ENVIRONMENT).exists():
-        with (folder / ENVIRONMENT).open("a", encoding="utf-8") as stream:
-            stream.writelines(f"{name}={env[name]}\n" for name in CARRIED if name in env)
-    child = subprocess.Popen(
-        launch["argv"],
-        cwd=folder,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        preexec_fn=_die_with_us if sys.platform == "linux" else None,  # noqa: PLW1509  no thread runs yet
-    )
-    report.stopping(STOP_SECONDS)
-    requests: list[int] = []
-
-    def stop(_number: int, _frame: Any) -> None:
-        requests.append(1)
-        if len(requests) > 1 or not _ask(folder / "ranks"):
-            child.kill()
-        else:
-            report.note(_("Asked to stop: the step ends and a checkpoint is saved."))
-            timer = threading.Timer(STOP_SECONDS, child.kill)
-            timer.daemon = True
-            timer.start()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with child.stdout as output:  # type: ignore[union-attr]  # it is a pipe
-            for line in _lines(output):
-                print(line, flush=True)
-                if hear(line):
-                    child.terminate()
-        return child.wait()
-    finally:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _die_with_us() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _ask(ranks: Path) -> bool:
-    """Ask every training process of this machine to stop; whether there was one. They tell those of other machines."""
-    host, asked = os.uname().nodename, False
-    for path in ranks.glob(f"{host}-*"):
-        try:
-            os.kill(int(path.read_text(encoding="ascii")), signal.SIGTERM)
-            asked = True
-        except (OSError, ValueError):
-            continue
-    return asked
-
-
-def _lines(output: IO[bytes]) -> Any:
-    for block in output:
-        yield block.decode("utf-8", "replace").rstrip("\n")
-
-
 def _hear(line: str, job: Job, report: Reporter, heard: Heard) -> bool:
     """Take in a line; whether it says that a node has failed."""
-    line = _PREFIX.sub("", line) if len(job.config["run"]["hosts"]) > 1 else line
+    # pdsh names the node before each line that it prints.
+    host, colon, rest = line.partition(": ")
+    line = rest if colon and host in job.config["run"]["hosts"] else line
     heard.take(line)
     said = megatron_log.read(line)
     if said is None:
@@ -310,7 +229,7 @@ def _remember(job: Job, entry: Mapping[str, Any]) -> None:
         stream.write(json.dumps(entry) + "\n")
 
 
-def _judge(code: int, job: Job, heard: Heard) -> None:
+def _judge(code: int, asked: bool, job: Job, heard: Heard) -> None:
     """Raise :class:`UcllmError` unless the training ended as it should."""
     losses = [entry["loss"] for entry in heard.steps if "loss" in entry]
     if losses and not math.isfinite(losses[-1]):
@@ -319,16 +238,19 @@ def _judge(code: int, job: Job, heard: Heard) -> None:
             _("The loss is not a number at step {step}.").format(step=heard.steps[-1]["step"]),
             hint=_("Lower `--set pretrain.learning_rate=…`, or raise `--set pretrain.warmup_steps=…`."),
         )
-    if heard.stopped_by == "signal":
-        saved = checkpoints.newest_complete(job.checkpoints, MEGATRON)
-        raise UcllmError(
-            "pretrain.stopped",
-            _("The training was stopped."),
-            _("Its checkpoint is {path}.").format(path=saved),
-            _("Run the same command again; it continues from there."),
-        )
+    if heard.stopped_by == "signal" or asked:
+        raise _stopped(checkpoints.newest_complete(job.checkpoints, MEGATRON))
     if code != 0:
         raise _failed(job, code, heard)
+
+
+def _stopped(checkpoint: Path | None) -> UcllmError:
+    if checkpoint is None:
+        why, hint = _("No checkpoint was saved."), _("Run the same command again; it begins anew.")
+    else:
+        why = _("Its checkpoint is {path}.").format(path=checkpoint)
+        hint = _("Run the same command again; it continues from there.")
+    return UcllmError("pretrain.stopped", _("The training was stopped."), why, hint)
 
 
 def _failed(job: Job, code: int, heard: Heard) -> UcllmError:

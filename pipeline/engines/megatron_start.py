@@ -14,6 +14,8 @@ import resource
 import runpy
 import signal
 import sys
+import threading
+import time
 import types
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -21,6 +23,10 @@ from typing import Any
 
 #: The folder where every process leaves its number: ``HOST-RANK`` (:mod:`pipeline.engines.megatron_run`).
 RANKS = "UCLLM_RANKS"
+#: ``HOST PID`` of the stage's process that started all this.
+STAGE = "UCLLM_STAGE"
+#: Seconds between two looks at whether it lives.
+LOOK_S = 2.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -29,6 +35,7 @@ def main() -> None:
     words = sys.argv[1:]
     script = next(word for word in words if word.endswith(".py"))
     die_with_the_launcher()
+    die_with_the_stage()
     open_many_files()
     leave_number()
     sys.argv = [script, *(word for word in words if word != script)]
@@ -39,6 +46,7 @@ def main() -> None:
         stand_in_for_intel_extensions()
         talk_over_gloo()
         sort_gradients_of_a_cpu()
+        gather_without_gradients()
     log_to_wandb()
     runpy.run_path(script, run_name="__main__")
 
@@ -47,6 +55,25 @@ def die_with_the_launcher() -> None:
     """A launcher that is killed takes its processes with it, instead of leaving them on the GPUs."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def die_with_the_stage() -> None:
+    """Between it and this process DeepSpeed has two launchers, of which one outlives a killed parent and trains on."""
+    host, _blank, number = os.environ.get(STAGE, "").partition(" ")
+    if host != os.uname().nodename or not number.isdigit():
+        return  # another node: it ends when the others do
+
+    def follow() -> None:
+        while True:
+            time.sleep(LOOK_S)
+            try:
+                os.kill(int(number), 0)
+            except ProcessLookupError:
+                os.kill(os.getpid(), signal.SIGKILL)
+            except PermissionError:
+                pass
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def open_many_files() -> None:
@@ -99,6 +126,21 @@ def sort_gradients_of_a_cpu() -> None:
         return list(buckets.items())
 
     engine.split_half_float_double_sparse = split
+
+
+def gather_without_gradients() -> None:
+    """ZeRO gathers weights into one tensor; gloo writes into views of it, which torch forbids where gradients are kept.
+
+    (``deepspeed/runtime/zero/stage_1_and_2.py``, ``step``; NCCL writes the tensor in whole.)
+    """
+    from torch import distributed
+
+    gather = distributed.all_gather_into_tensor
+
+    def detached(output_tensor: Any, input_tensor: Any, *rest: Any, **named: Any) -> Any:
+        return gather(output_tensor.detach(), input_tensor.detach(), *rest, **named)
+
+    distributed.all_gather_into_tensor = detached
 
 
 def log_to_wandb() -> None:

@@ -33,8 +33,9 @@ class Machines:
     """Where a stage would run.
 
     ``hosts`` are the nodes of the job, or placeholders (``node-0``) outside one; ``slots`` processes run on each, one a
-    GPU. ``device`` is ``cuda`` or ``cpu``; ``memory`` is bytes for one process, 0 where unknown. ``job_id`` is the
-    scheduler's, empty outside a job; ``port`` the one where the processes meet. ``compat`` is ``v0.3`` or ``v0.71`` for
+    GPU. ``device`` is ``cuda`` or ``cpu``, ``gpu`` the GPU's name; ``memory`` is bytes for one process, 0 where
+    unknown; ``gpus_here`` those of this machine, 0 where they were not seen. ``job_id`` is the scheduler's, empty
+    outside a job; ``port`` the one where the processes meet. ``compat`` is ``v0.3`` or ``v0.71`` for
     the published launch instead of ours. ``workspace`` holds the checkouts; ``python`` is the environment's.
     ``extension_suffix`` is that of the environment's compiled modules (``.cpython-39-x86_64-linux-gnu.so``).
     """
@@ -49,6 +50,8 @@ class Machines:
     extension_suffix: str
     job_id: str = ""
     memory: int = 0
+    gpu: str = ""
+    gpus_here: int = 0
     compat: str = ""
 
     @property

@@ -27,7 +27,7 @@ _ALIASES = {"gcp": "gcp-play", "sakrua": "sakura"}
 #: ``gcp_node-2_gpu``, ``abci_node-2_gpu-16``: the published names of a cluster with a number of machines.
 _SIZES = re.compile(r"[_-]node-\d+([_-]gpu(-\d+)?)?$")
 _SECRET = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|KEY)(?:$|_)", re.IGNORECASE)
-_TIME = re.compile(r"\d{1,3}:[0-5]\d:[0-5]\d")
+_TIME = re.compile(r"(\d+-)?\d{1,3}:[0-5]\d:[0-5]\d")
 
 
 def is_secret(variable: str) -> bool:
@@ -184,7 +184,7 @@ def _out_of_limits(cluster: Cluster) -> list[tuple[str, str]]:
             what = _("`{key}` is {value}; it must be from {low} to {high}.")
             found.append((what.format(key=key, value=number, low=low, high=high), ""))
     if cluster.time_limit and not _TIME.fullmatch(cluster.time_limit):
-        what = _("`time_limit` is `{value}`; it must be HH:MM:SS.").format(value=cluster.time_limit)
+        what = _("`time_limit` is `{value}`; it must be HH:MM:SS, or D-HH:MM:SS.").format(value=cluster.time_limit)
         found.append((what, _('Write `time_limit = "06:00:00"` for six hours.')))
     for variable in cluster.environment:
         if is_secret(variable):

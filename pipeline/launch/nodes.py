@@ -66,6 +66,11 @@ def hosts(cluster: Cluster, nodes: int, environ: Mapping[str, str]) -> tuple[str
     return found[:nodes]
 
 
+def of_job(environ: Mapping[str, str]) -> int:
+    """How many nodes the scheduler's job has; 0 outside one. Raises as :func:`hosts`."""
+    return len(_job_hosts(environ)[0])
+
+
 def _job_hosts(environ: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
     """The nodes of the job in the scheduler's order, and the variable that says so; nothing outside a job."""
     for name in _NODE_LISTS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from bootstrap import profiles
 from bootstrap.facts import Facts
 from bootstrap.facts import journal as journal_facts
 from bootstrap.facts.collect import Request
-from bootstrap.findings import FAIL, OK, Finding, fail, ok
+from bootstrap.findings import FAIL, OK, UNKNOWN, Finding, fail, ok
 from bootstrap.mend import Mended, mend
 from bootstrap.profiles import Profile
 from bootstrap.requirements import Action, Doing, Requirement
@@ -60,11 +61,11 @@ class Machine:
 
     built: frozenset[str] = frozenset()
 
-    def mend(self, *parts: Requirement) -> Mended:
+    def mend(self, *parts: Requirement, collect: Callable[[], Facts] | None = None) -> Mended:
         def say(requirement: Requirement, action: Action | None, text: str) -> None:
             self.told.append(text or (action.text if action else requirement.id))
 
-        return mend(PROFILE, self.workspace, parts, self.collect(), self.collect, say)
+        return mend(PROFILE, self.workspace, parts, self.collect(), collect or self.collect, say)
 
     def statuses(self, *parts: Requirement) -> Mapping[str, str]:
         return {item.id: item.status for item in diagnose(PROFILE, self.collect(), parts)}
@@ -168,3 +169,113 @@ def test_what_was_made_by_hand_is_taken_as_it_is(machine: Machine) -> None:
     op = machine.part("ops.apex", inputs=lambda _profile, _facts: {"torch": "2.2.0"})
     assert machine.statuses(op) == {"ops.apex": OK}
     assert not machine.mend(op).actions
+
+
+def test_what_was_planned_before_a_build_is_what_is_done_after_it(machine: Machine) -> None:
+    """Facts that were read while compilers had the machine may lack a version, and so name another build."""
+    planned: list[str] = []
+
+    def plan(_profile: Profile, facts: Facts, _workspace: Workspace) -> list[Action]:
+        name = f"apex-{facts.machine.libc}"
+        planned.append(name)
+
+        def install(_doing: Doing) -> None:
+            machine.true.add("ops.apex")
+
+        build = Action(f"build {name}", (), lambda _doing: None, background=True)
+        return [build, Action(f"install {name}", (), install)]
+
+    def inputs(_profile: Profile, facts: Facts) -> dict[str, str]:
+        return {"libc": facts.machine.libc}
+
+    def collect() -> Facts:
+        return _with_libc(machine, "")
+
+    op = dataclasses.replace(machine.part("ops.apex", inputs=inputs), plan=plan)
+    machine.collect = lambda: _with_libc(machine, "2.31")  # type: ignore[method-assign]
+    mended = machine.mend(op, machine.part("source.apex"), collect=collect)
+    assert set(_of(mended).values()) == {OK}
+    assert planned == ["apex-2.31"]
+    told = [item["action"] for item in mended.actions if item["requirement"] == "ops.apex"]
+    assert told == ["build apex-2.31", "install apex-2.31"]
+    (made,) = [item for item in machine.journal() if item["status"] == "made"]
+    assert made["inputs"] == {"libc": "2.31"}
+
+
+def _with_libc(machine: Machine, libc: str) -> Facts:
+    facts = Machine.collect(machine)
+    return dataclasses.replace(facts, machine=dataclasses.replace(facts.machine, libc=libc))
+
+
+def test_a_build_is_waited_for_whatever_its_check_says_by_then(machine: Machine) -> None:
+    lost, ended = threading.Event(), threading.Event()
+
+    def build(_doing: Doing) -> None:
+        assert lost.wait(20)
+        time.sleep(0.5)
+        ended.set()
+
+    def collect() -> Facts:
+        """The section cannot be read."""
+        lost.set()
+        return dataclasses.replace(machine.collect(), errors={"machine": "no answer in 10 s"})
+
+    mended = machine.mend(machine.part("ops.apex", build), machine.part("source.apex"), collect=collect)
+    assert ended.is_set(), "an hour's work was thrown away"
+    assert _of(mended)["ops.apex"] == UNKNOWN
+    assert [item["status"] for item in machine.journal() if item["requirement"] == "ops.apex"][-1] == "done"
+
+
+def test_what_could_not_be_read_during_a_build_is_read_again_after_it(machine: Machine) -> None:
+    ended, collected = threading.Event(), threading.Event()
+
+    def build(_doing: Doing) -> None:
+        assert collected.wait(20)
+        machine.built |= {"ops.apex"}
+        ended.set()
+
+    def collect() -> Facts:
+        errors = {} if ended.is_set() else {"machine": "no answer in 10 s"}
+        collected.set()
+        return dataclasses.replace(machine.collect(), errors=errors)
+
+    mended = machine.mend(machine.part("ops.apex", build), machine.part("source.apex"), collect=collect)
+    assert _of(mended)["ops.apex"] == OK
+
+
+@pytest.mark.parametrize("error", [UcllmError("command.failed", "disk full"), ValueError("a bug"), OSError("gone")])
+def test_every_build_that_failed_is_told(machine: Machine, error: Exception) -> None:
+    both = threading.Barrier(2, timeout=20)
+
+    def broken(_doing: Doing) -> None:
+        both.wait()
+        raise UcllmError("command.failed", "nvcc said no")
+
+    def other(_doing: Doing) -> None:
+        both.wait()
+        raise error
+
+    with pytest.raises(UcllmError) as raised:
+        machine.mend(machine.part("ops.apex", broken), machine.part("ops.flash-attn", other))
+    told = "\n".join(problem.message for problem in raised.value.problems)
+    assert "nvcc said no" in told
+    assert str(error) in told
+    assert len(raised.value.problems) == 2
+
+
+def test_a_bug_in_a_build_is_no_success(machine: Machine) -> None:
+    def broken(_doing: Doing) -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        machine.mend(machine.part("ops.apex", broken))
+
+
+def test_what_a_cached_wheel_leaves_broken_says_which_folder_to_remove(machine: Machine) -> None:
+    def plan(_profile: Profile, _facts: Facts, _workspace: Workspace) -> list[Action]:
+        return [Action("install", (), lambda _doing: None, kept="/home/user/.cache/ucllm/wheels/apex-0123")]
+
+    op = dataclasses.replace(machine.part("ops.apex"), plan=plan)
+    mended = machine.mend(op)
+    assert mended.still_failing == ("ops.apex",)
+    assert "rm -r /home/user/.cache/ucllm/wheels/apex-0123" in mended.findings[0].evidence[-1]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import http.server
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -240,6 +243,70 @@ def test_a_tag_moved_at_the_source_changes_nothing(place: Place) -> None:
     place.fix()
     assert place.check().status == "ok"
     assert place.other in "\n".join(place.said)
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_args: object) -> None:
+        """Say nothing: pytest shows what matters."""
+
+
+@pytest.fixture(params=["file", "http"])
+def published(place: Place, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """The same repository by its address: of a file, or of a web server that knows nothing of git."""
+    if request.param == "file":
+        yield dataclasses.replace(place, profile=_from(place, place.origin.as_uri()))
+        return
+    handler = functools.partial(_Quiet, directory=str(tmp_path))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield dataclasses.replace(
+            place, profile=_from(place, f"http://127.0.0.1:{server.server_port}/{place.origin.name}/.git")
+        )
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _from(place: Place, url: str) -> Profile:
+    return dataclasses.replace(place.profile, sources={"apex": dataclasses.replace(place.source, url=url)})
+
+
+def _publish(place: Place) -> None:
+    """What a plain web server needs beside the repository itself."""
+    git("-C", place.origin, "update-server-info")
+
+
+def test_a_moved_tag_is_refused_and_the_commit_stays(published: Place) -> None:
+    git("-C", published.origin, "tag", "-f", "v1", published.other)
+    _publish(published)
+    published.fix()
+    assert git("-C", published.path, "rev-parse", "HEAD") == published.source.commit
+    assert (published.path / "code.py").read_text(encoding="utf-8") == "value = 1\n"
+    found = published.check()
+    assert (found.status, found.summary) == ("fail", "Its tag was moved.")
+    assert f"v1 is {published.other}" in found.evidence
+    published.fix()
+    assert published.check().status == "ok"
+
+
+def test_a_tag_that_leads_to_another_history_is_refused(published: Place) -> None:
+    """The pinned commit is gone, and only a tag of its name is left: nothing of it gets in the workspace."""
+    git("-C", published.origin, "checkout", "-q", "--orphan", "rewritten")
+    git("-C", published.origin, "commit", "-qm", "another history")
+    git("-C", published.origin, "branch", "-D", "main")
+    git("-C", published.origin, "tag", "-f", "v1")
+    git("-C", published.origin, "reflog", "expire", "--expire=now", "--all")
+    git("-C", published.origin, "gc", "-q", "--prune=now")
+    _publish(published)
+    with pytest.raises(UcllmError) as raised:
+        published.fix()
+    (problem,) = raised.value.problems
+    assert problem.code == "source.no-commit"
+    assert problem.what == f"{published.source.url} has no commit {published.source.commit}."
+    assert not published.path.exists()
 
 
 def test_looking_runs_and_writes_nothing(cloned: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,6 +155,32 @@ def test_nothing_is_compiled_before_its_guards_hold(another: tuple[Tiny, Whole])
 
 
 @pytest.mark.slow
+def test_the_fix_of_one_part_has_its_guards_too(another: tuple[Tiny, Whole]) -> None:
+    """What is checked out is not what is pinned, and lacks a module; the wheel is made of what is pinned."""
+    tiny, _whole = another
+    assert setup(tiny).code == 0
+    shutil.rmtree(tiny.root / "home" / ".cache")
+    checkout = tiny.workspace / "apex"
+    spec = json.loads((checkout / "stand-in.json").read_text(encoding="utf-8"))
+    del spec["modules"]["amp_C"]
+    whole.commit(checkout, {"stand-in.json": json.dumps(spec)})
+    _remove(tiny, ".venv/lib/python3*/site-packages/amp_C.*.so")
+    only = ("doctor", "--fix", "--yes", "--json", "--only", "ops.apex")
+    toml = tiny.root / "profile" / "profile.toml"
+    text = toml.read_text(encoding="utf-8")
+    toml.write_text(text.replace("newest_gcc = 99", "newest_gcc = 4"), encoding="utf-8")
+    outcome = tiny(*only)
+    (found,) = (item for item in outcome.json["data"]["findings"] if item["id"] == "ops.apex")
+    assert (found["status"], found["evidence"][-1]) == ("fail", "not tried: it needs machine.compiler first")
+    assert [name for name, _word in actions(outcome)] == ["source.apex"]
+    whole.commit(checkout, {"stand-in.json": json.dumps(spec, indent=2)})
+    toml.write_text(text, encoding="utf-8")
+    outcome = tiny(*only)
+    assert outcome.statuses["ops.apex"] == "ok", outcome.out + outcome.err
+    assert [name for name, _word in actions(outcome)] == ["source.apex", "ops.apex", "ops.apex"]
+
+
+@pytest.mark.slow
 def test_a_cache_that_takes_nothing_and_variables_that_leak_in(another: tuple[Tiny, Whole]) -> None:
     tiny, _whole = another
     shutil.rmtree(tiny.root / "home" / ".cache")

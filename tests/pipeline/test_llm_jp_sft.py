@@ -181,10 +181,15 @@ def test_it_trains_and_leaves_what_engine_trl_leaves(workspace: Path, chat: Path
     told = json.loads((workspace / "tuned" / "tokenizer_config.json").read_text(encoding="utf-8"))
     template = (workspace / "tuned" / "chat_template.jinja").read_text(encoding="utf-8")
     assert told["chat_template"] == template, "for a transformers that does not know the file"
-    history = json.loads((home / "history.json").read_text(encoding="utf-8"))
+    history = history_of(result)
     assert [each["step"] for each in history["train"]] == list(range(1, 33))
     assert [each["step"] for each in history["held_out"]] == [0, 32]
     assert (home / "loss.svg").read_text(encoding="utf-8").count("<polyline") == 2
+    assert "the weights are torch.float32\n" in (home / "log.txt").read_text(encoding="utf-8")
+
+
+def history_of(result: StageResult) -> dict[str, Any]:
+    return dict(json.loads((Path(result.run_dir) / "history.json").read_text(encoding="utf-8")))
 
 
 def saved(home: Path) -> list[int]:
@@ -206,8 +211,12 @@ def trainers(home: Path) -> list[int]:
     return found
 
 
-def test_killed_in_the_middle_it_continues(workspace: Path, chat: Path, tmp_path: Path) -> None:
+def test_killed_in_the_middle_it_continues_to_the_same_end(workspace: Path, chat: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "data.jsonl", pairs())
+    undisturbed = run(workspace, planned(workspace, chat / "base", data))
+    history, weights = history_of(undisturbed), (workspace / "tuned" / "model.safetensors").read_bytes()
+    shutil.rmtree(workspace / "tuned")
+    shutil.rmtree(workspace / "tuned.ucllm")
     made = planned(workspace, chat / "base", data)
     killer = Killer(lambda home: len(saved(home)) >= 2)
     assert refused(workspace, made, killer).code == "stage.died"
@@ -217,8 +226,17 @@ def test_killed_in_the_middle_it_continues(workspace: Path, chat: Path, tmp_path
     result = run(workspace, made, steps)
     assert f"Continuing from step {start}." in steps.notes
     assert min(steps.steps) > start
-    history = json.loads((Path(result.run_dir) / "history.json").read_text(encoding="utf-8"))
-    assert [each["step"] for each in history["train"]] == list(range(1, 33)), "those before the kill are known"
+    assert history_of(result) == history
+    assert (workspace / "tuned" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_loss_that_is_no_number_leaves_no_checkpoint(workspace: Path, chat: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "data.jsonl", pairs())
+    made = planned(workspace, chat / "base", data, "finetune.learning_rate=1e30")
+    problem = refused(workspace, made)
+    assert problem.code == "finetune.diverged"
+    step = int(problem.what.rstrip(".").rpartition(" ")[2])
+    assert all(number < step for number in saved(made.home))
 
 
 def test_asked_to_stop_it_saves_and_ends(workspace: Path, chat: Path, tmp_path: Path) -> None:

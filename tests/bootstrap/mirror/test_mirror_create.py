@@ -72,12 +72,14 @@ def test_leftovers_of_a_killed_create_are_in_nobodys_way(origin: Mirrored) -> No
     stage = origin.folder / ".work" / f"requirements.lock-{OWN}-0" / "wheels"
     stage.mkdir(parents=True)
     (stage / "beta-2.0-py3-none-any.whl").write_bytes(b"half")
+    (stage / "zeta-1.0-py3-none-any.whl").write_bytes(b"of a lock that was changed since")
     (origin.folder / ".work" / "apex.git").mkdir()
     (origin.folder / "datasets").mkdir()
     (origin.folder / "datasets" / f"{BOOK}.part").write_bytes(origin.sdists[BOOK][:40])
     outcome = origin.create()
     assert outcome.code == 0, outcome.out
     assert ("/files/" + BOOK, "bytes=40-") in origin.server.seen
+    assert not [*origin.folder.rglob("zeta*")]
     assert origin.mirror("verify").code == 0
 
 
@@ -158,6 +160,16 @@ def test_built_wheels_go_with_the_gpu_they_are_for(origin: Mirrored) -> None:
         record = {"wheel": wheel.name, "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest()}
         record_text = json.dumps({**record, "inputs": {"GPU": gpu, "Python": python}})
         (cache / name / "build.json").write_text(record_text, encoding="utf-8")
+    # What is being written by another process, or was damaged, is passed over.
+    shutil.copytree(cache / "c-3", cache / "c-3.x.part")
+    shutil.copytree(cache / "c-3", cache / "e-5")
+    append(cache / "e-5" / "c-1.0-py3-none-any.whl")
+    for name, text in (("f-6", "{"), ("g-7", "[]"), ("h-8.y.part", "{"), ("i-9", '{"inputs": []}')):
+        (cache / name).mkdir()
+        (cache / name / "build.json").write_text(text, encoding="utf-8")
+    (cache / "j-10").mkdir()
+    outcome = origin.create("--target-gpu", "sm_89")
+    assert outcome.code == 0, outcome.out + outcome.err
     assert origin.create("--target-gpu", "sm_89").code == 0
     assert sorted(path for path in origin.index if path.startswith("built/")) == [
         "built/a-1/a-1.0-py3-none-any.whl",

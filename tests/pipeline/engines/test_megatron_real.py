@@ -123,7 +123,7 @@ def test_killed_stopped_and_continued_on_other_processes(run: Run) -> None:
     child = run.started(*long)
     run.wait_for(50, child)
     child.kill()
-    child.wait()
+    child.communicate()
     child = run.started(*long)
     run.wait_for(100, child)
     log = (run.output / "pretrain" / "log.txt").read_text(encoding="utf-8")
@@ -140,9 +140,28 @@ def test_killed_stopped_and_continued_on_other_processes(run: Run) -> None:
     assert f"iteration {100:8d}/" not in (run.output / "pretrain" / "log.txt").read_text(encoding="utf-8")
     child.send_signal(signal.SIGINT)
     child.communicate(timeout=120)
-    history = [json.loads(line) for line in next(run.output.glob("pretrain/checkpoints/*/heard.jsonl")).open()]
+    (heard,) = run.output.glob("pretrain/checkpoints/*/heard.jsonl")
+    history = [json.loads(line) for line in heard.read_text(encoding="utf-8").splitlines()]
     told = [entry["step"] for entry in history if entry["kind"] == "step"]
     assert told == sorted(set(told))
+
+
+def test_zero_1_continues_on_another_number_of_processes(run: Run) -> None:
+    """ZeRO cuts the optimizer by the number of processes; DeepSpeed's universal checkpoint puts it together again."""
+    run("tokenizer")
+    run("corpus")
+    long = ("pretrain", "--set", "pretrain.steps=120", "--set", "parallel.zero=1")
+    child = run.started(*long, "--gpus-per-node", "2")
+    run.wait_for(50, child)
+    child.send_signal(signal.SIGINT)
+    _out, said = child.communicate(timeout=300)
+    assert child.returncode == 130, said
+    metrics = run(*long, "--gpus-per-node", "1")["pretrain"]["metrics"]
+    assert metrics["steps"] == 120
+    log = (run.output / "pretrain" / "log.txt").read_text(encoding="utf-8")
+    assert f"iteration {50:8d}/" not in log
+    losses = [entry["loss"] for entry in json.loads((run.output / "pretrain" / "history.json").read_text())["train"]]
+    assert losses[-1] < losses[9]
 
 
 #: Like srun, one task a node, where a node is a network namespace of this machine.

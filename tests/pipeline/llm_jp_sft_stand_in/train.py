@@ -1,6 +1,6 @@
 """A stand-in for llm-jp-sft's ``train.py``: its words, what it reads and what it leaves, with whatever Trainer is here.
 
-Real: the Trainer, its checkpoints, the loss. Not: bf16, LoRA, DeepSpeed. A text with ``RAISE`` in it makes it fail.
+Real: the Trainer, its checkpoints, the loss. Not: autocast, LoRA, DeepSpeed. A text with ``RAISE`` in it makes it fail.
 """
 
 from __future__ import annotations
@@ -55,10 +55,14 @@ def main() -> None:
 
     class Print(transformers.TrainerCallback):  # type: ignore[misc,name-defined]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
-            print({name: round(float(value), 4) for name, value in logs.items()}, flush=True)
+            print({name: float(value) for name, value in logs.items()}, flush=True)
 
+    torch = importlib.import_module("torch")
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    model = load(asked.model_name_or_path, **({"torch_dtype": torch.bfloat16} if asked.bf16 else {}))
+    print("the weights are", next(model.parameters()).dtype)
     trainer = transformers.Trainer(
-        model=transformers.AutoModelForCausalLM.from_pretrained(asked.model_name_or_path),
+        model=model,
         args=transformers.TrainingArguments(
             output_dir=asked.output_dir,
             num_train_epochs=asked.num_train_epochs,
