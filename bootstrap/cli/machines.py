@@ -33,7 +33,9 @@ def of(values: Mapping[str, Any], work: Work, config: Config) -> Machines:
     count = values.get("nodes") or (nodes.of_job(os.environ) if program else 0) or chosen.nodes or 1
     hosts = nodes.hosts(chosen, count, os.environ)
     seen = work.facts.gpu.devices
-    device = "cuda" if chosen.gpu or values.get("compat") or _has_gpu(work) else "cpu"
+    # A profile without the engine cannot say where it computes: the launch is planned for what it is made for.
+    elsewhere = bool(program) and not {PROGRAMS[name] for name in program} & {*work.profile.requirements}
+    device = "cuda" if chosen.gpu or values.get("compat") or elsewhere or _has_gpu(work) else "cpu"
     slots = values.get("gpus_per_node") or chosen.gpus_per_node
     if not slots:
         processes = config.parallel.tp * config.parallel.pp

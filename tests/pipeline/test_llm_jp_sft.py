@@ -220,6 +220,9 @@ def test_killed_in_the_middle_it_continues_to_the_same_end(workspace: Path, chat
     made = planned(workspace, chat / "base", data)
     killer = Killer(lambda home: len(saved(home)) >= 2)
     assert refused(workspace, made, killer).code == "stage.died"
+    end = time.monotonic() + 30  # the kernel tells it of the death; on a busy machine that takes a moment
+    while trainers(made.home) and time.monotonic() < end:
+        time.sleep(0.05)
     assert not trainers(made.home), "what it started died with it"
     start = saved(made.home)[-1]
     steps = Steps()

@@ -48,6 +48,14 @@ def save(root: Path, step: int) -> None:
     say(f"  successfully saved checkpoint at iteration {step:7d} to {root}")
 
 
+def meet() -> None:
+    """A barrier: one that is early must not train, and save, before the others have read where to start."""
+    folder = Path(os.environ["UCLLM_RANKS"])
+    (folder / f"met-{os.getppid()}-{RANK}").touch()
+    while len(list(folder.glob(f"met-{os.getppid()}-*"))) < WORLD:
+        time.sleep(0.01)
+
+
 def main() -> None:
     root = Path(flag("--save"))
     batch, length = int(flag("--global-batch-size")), int(flag("--seq-length"))
@@ -60,6 +68,7 @@ def main() -> None:
         step = int((root / "latest").read_text().removeprefix("global_step"))
         assert (root / f"global_step{step}").is_dir()
         say(f" loading checkpoint from {root} at iteration {step}")
+    meet()
     while step < total:
         step += 1
         time.sleep(0.2 if WRONG == "slow" else 0.005)
