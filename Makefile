@@ -18,7 +18,7 @@ setup: .tool/.installed
 
 test: setup .dev/.installed
 	mkdir -p .cache
-	HF_HOME=$(CURDIR)/.cache/huggingface .dev/bin/python -m pytest -n auto --basetemp .cache/pytest
+	HF_HOME=$(CURDIR)/.cache/huggingface .dev/bin/python -m pytest -n $$(( $$(nproc) + 1 )) --basetemp .cache/pytest
 
 lint: setup .dev/.installed
 	.dev/bin/ruff check .

@@ -117,7 +117,7 @@ def test_a_recipes_values_have_their_type_already(tmp_path: Path, line: str, rea
     [
         ("pretrain.step=5", "Did you mean `pretrain.steps`?"),
         ("pretrian.steps=5", "Did you mean `pretrain.steps`?"),
-        ("steps=5", "Known: data, tokenizer, corpus, model, pretrain, finetune, upload"),
+        ("steps=5", "Known: data, tokenizer, corpus, model, parallel, pretrain, finetune, wandb, upload"),
         ("corpus=5", "Known: corpus.json_key, "),
         ("corpus.json_key.x=5", "Did you mean `corpus.json_key`?"),
         ("=5", "Known: data"),

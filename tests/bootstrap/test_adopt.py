@@ -203,6 +203,7 @@ def test_it_stays_healthy_in_another_shell_and_is_made_again_when_broken(tiny: T
 
 
 @pytest.mark.env
+@pytest.mark.slow
 def test_the_real_torch_is_imported_from_the_same_path(tmp_path: Path) -> None:
     base = environment_python()
     if not (base.parents[1] / PURELIB / "torch").is_dir():

@@ -94,6 +94,7 @@ def test_killed_at_another_moment_while_it_makes_the_environment(
     [(number, *item) for number, item in enumerate(LATE)],
     ids=[item[0] for item in LATE],
 )
+@pytest.mark.slow
 def test_killed_while_pip_works(healthy: Tiny, number: int, moment: str, reached: Callable[[Tiny], bool]) -> None:
     expected = content(healthy.env)
     for pattern in ("alpha*", "beta*", "torch*"):

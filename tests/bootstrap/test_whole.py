@@ -82,6 +82,7 @@ def test_no_second_compilation(another: tuple[Tiny, Whole]) -> None:
     assert texts == ["Install apex, built before, from the cache"]
 
 
+@pytest.mark.slow
 def test_a_changed_input_redoes_that_step_alone_and_says_which(another: tuple[Tiny, Whole]) -> None:
     tiny, repositories = another
     assert setup(tiny).code == 0

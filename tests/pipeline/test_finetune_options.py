@@ -76,6 +76,7 @@ def test_a_packed_token_costs_what_it_costs_alone(chat: Path, env_python: Path, 
         assert refused[name][0] == "finetune.packing", name
 
 
+@pytest.mark.slow
 def test_a_packed_step_is_the_unpacked_one(without_dropout: Path, env_python: Path, tmp_path: Path) -> None:
     once = ("finetune.epochs=1", "finetune.micro_batch_size=16", "finetune.warmup_ratio=0")
     alone = run(tmp_path / "alone", without_dropout, env_python, *once)
@@ -90,6 +91,7 @@ def test_a_packed_step_is_the_unpacked_one(without_dropout: Path, env_python: Pa
     assert packed.metrics["answer_loss"] < packed.metrics["answer_loss_base"] - 0.01
 
 
+@pytest.mark.slow
 def test_recomputed_activations_change_nothing_also_packed_and_after_a_kill(
     chat: Path, env_python: Path, tmp_path: Path
 ) -> None:
@@ -124,6 +126,7 @@ def test_lora_without_peft_is_refused_before_the_model_is_loaded(env_python: Pat
 
 
 @pytest.mark.parametrize("more", [(), ("finetune.packing=true", "finetune.gradient_checkpointing=true")])
+@pytest.mark.slow
 def test_adapters_are_merged_and_survive_a_kill(
     chat: Path, env_python: Path, tmp_path: Path, more: tuple[str, ...]
 ) -> None:

@@ -212,6 +212,7 @@ def trainers(home: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_continues_to_the_same_end(workspace: Path, chat: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "data.jsonl", pairs())
     undisturbed = run(workspace, planned(workspace, chat / "base", data))
@@ -234,6 +235,7 @@ def test_killed_in_the_middle_it_continues_to_the_same_end(workspace: Path, chat
     assert (workspace / "tuned" / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_leaves_no_checkpoint(workspace: Path, chat: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "data.jsonl", pairs())
     made = planned(workspace, chat / "base", data, "finetune.learning_rate=1e30")

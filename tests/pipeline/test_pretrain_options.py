@@ -45,6 +45,7 @@ def losses(result: StageResult) -> list[Any]:
     return [each["loss"] for kind in ("train", "validation") for each in history(result)[kind]]
 
 
+@pytest.mark.slow
 def test_recomputed_activations_change_nothing_also_after_a_kill(
     plain: StageResult, corpus: tuple[Path, Path], environment: Environment, tmp_path: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_wandb_without_the_package_is_refused_before_training(
     assert steps.steps == []
 
 
+@pytest.mark.slow
 def test_wandb_offline_writes_into_the_run_directory(
     corpus: tuple[Path, Path], environment: Environment, env_python: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -127,6 +129,7 @@ def test_wandb_offline_writes_into_the_run_directory(
     assert all(key[:40].encode() not in path.read_bytes() for path in written)
 
 
+@pytest.mark.slow
 def test_wandb_online_without_a_key_is_told(
     corpus: tuple[Path, Path], environment: Environment, env_python: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -266,7 +266,7 @@ def test_adding_a_repository_runs_the_stage_again(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("fault", ["503", "cut"])
+@pytest.mark.parametrize("fault", [pytest.param("503", marks=pytest.mark.slow), "cut"])
 def test_passing_faults_are_outlived(run_stage: RunStage, model: Path, hub: FakeHub, fault: str) -> None:
     routes = (
         "whoami",

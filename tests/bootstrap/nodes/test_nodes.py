@@ -126,6 +126,7 @@ def test_what_a_login_prints_is_passed_over(nodes: Nodes) -> None:
     assert (seen.code, of_nodes(seen)) == (0, HEALTHY)
 
 
+@pytest.mark.slow
 def test_one_login_that_hangs_holds_up_no_other(hurried: Nodes) -> None:
     began = time.monotonic()
     found = _finding(hurried("hangs-1", "hangs-2", "gone-1", "node-b"), "nodes.reachable")
