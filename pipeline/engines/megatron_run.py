@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import checkpoints
 from pipeline.checkpoints import MEGATRON
-from pipeline.engines import megatron_log, megatron_start
+from pipeline.engines import megatron, megatron_log, megatron_start
 from pipeline.engines.program import run, write_files
 from pipeline.errors import UcllmError
 from pipeline.i18n import _
@@ -156,7 +156,8 @@ def _universal(checkpoint: Path, launch: Mapping[str, Any], folder: Path, report
     script = [sys.executable, megatron_start.__file__, str(where / "checkpoint" / "ds_to_universal.py")]
     making = {
         "argv": [*script, "--input_folder", str(checkpoint), "--output_folder", str(target)],
-        "env": {**launch["env"], "WANDB_MODE": "disabled"},
+        # The checkpoint's arguments are of Megatron's own types.
+        "env": {**launch["env"], "WANDB_MODE": "disabled", "PYTHONPATH": os.pathsep.join(_places(launch))},
     }
     report.note(_("Another number of GPUs: the optimizer's parts are put together and cut anew."))
     heard = Heard()
@@ -169,6 +170,11 @@ def _universal(checkpoint: Path, launch: Mapping[str, Any], folder: Path, report
         hint = _("Use as many GPUs as before: its optimizer is cut into {count} parts.")
         raise UcllmError("pretrain.other-share", what, why, hint.format(count=_parts(checkpoint)))
     return {**launch, "argv": [*launch["argv"], "--universal-checkpoint"]}
+
+
+def _places(launch: Mapping[str, Any]) -> list[str]:
+    script = next(word for word in launch["argv"] if word.endswith(megatron.SCRIPT))
+    return [*filter(None, [os.environ.get("PYTHONPATH", "")]), str(Path(script).parent)]
 
 
 def _remove_universal(root: Path) -> None:

@@ -40,8 +40,9 @@ def main() -> None:
     leave_number()
     sys.argv = [script, *(word for word in words if word != script)]
     # As Python does for a script; our own folder is not one to import from.
-    here = str(Path(__file__).parent)
-    sys.path[:] = [str(Path(script).parent), *(place for place in sys.path if place != here)]
+    here = os.path.realpath(Path(__file__).parent)
+    others = [place for place in sys.path if not place or os.path.realpath(place) != here]
+    sys.path[:] = [str(Path(script).parent), *others]
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         stand_in_for_intel_extensions()
         talk_over_gloo()
