@@ -11,7 +11,7 @@ import tarfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,24 @@ def _hash_file(target: Path) -> Path:
 
 def _from_web(name: str, entry: dict[str, str], target: Path, workspace: Workspace, say: Callable[[str], None]) -> Path:
     """Fetch a dataset that is one file on the Hub or elsewhere; its sha256 is the Hub's, or kept from now on."""
+    say(_("fetching {title}").format(title=entry["title"]))
+    if workspace.mirror:
+        mirror.fetch_dataset(workspace, entry["file"], target)
+    else:
+        url, sha256 = address(name, entry, target)
+        host.fetch(url, target, sha256)
+    try:
+        _hash_file(target).write_text(f"{sha256_file(target)}  {target.name}\n", encoding="ascii")
+    except OSError as error:
+        raise host.not_writable(target, error) from error
+    return target
+
+
+def address(name: str, entry: Mapping[str, str], target: Path) -> tuple[str, str]:
+    """Where a dataset that is one file is fetched from, and its sha256 where the Hub tells it, else an empty text.
+
+    Raises :class:`UcllmError` for one that was never published; ``target`` is where one's own text may lie instead.
+    """
     url = entry.get("url", "")
     if "hub" in entry:
         endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
@@ -114,16 +132,7 @@ def _from_web(name: str, entry: dict[str, str], target: Path, workspace: Workspa
             _("It lay on the disks of the cluster that trained on it."),
             _("Name files of your own: `--set data.input=FILE`, or put the text into {path}.").format(path=target),
         )
-    say(_("fetching {title}").format(title=entry["title"]))
-    if workspace.mirror:
-        mirror.fetch_dataset(workspace, entry["file"], target)
-    else:
-        host.fetch(url, target, _hubs_hash(url) if "hub" in entry else "")
-    try:
-        _hash_file(target).write_text(f"{sha256_file(target)}  {target.name}\n", encoding="ascii")
-    except OSError as error:
-        raise host.not_writable(target, error) from error
-    return target
+    return url, _hubs_hash(url) if "hub" in entry else ""
 
 
 def _hubs_hash(url: str) -> str:

@@ -237,9 +237,14 @@ def fetch_solution(workspace: Workspace, inputs: str, target: Path) -> None:
     get(workspace, entry, target)
 
 
+def dataset_path(file: str) -> str:
+    """Where a mirror has a dataset that is one file."""
+    return f"datasets/{file}"
+
+
 def fetch_dataset(workspace: Workspace, name: str, target: Path) -> None:
     """Get a dataset that is one file, as it was when the mirror was made. Raises :class:`UcllmError`."""
-    entry = index(workspace.mirror).files.get(f"datasets/{name}")
+    entry = index(workspace.mirror).files.get(dataset_path(name))
     if entry is None:
         raise _lacking(workspace, name)
     get(workspace, entry, target)

@@ -30,6 +30,7 @@ from bootstrap.workspace import Workspace
 from pipeline.errors import Problem, UcllmError
 from pipeline.i18n import _
 from pipeline.recipe import datasets as catalogue
+from pipeline.recipe import resolve
 from pipeline.runs import sha256_file, write_text_atomically
 
 #: Files fetched, and pips and gits run, at the same time.
@@ -169,7 +170,13 @@ class _Maker:
             found += [functools.partial(collector.torch, python) for python in pythons]
         found += [functools.partial(self._sdist, lock) for lock in sdist_locks_of(profile)]
         found += [functools.partial(self._git, source) for source in profile.sources.values()]
-        found += [functools.partial(self._dataset, name) for name in catalogue()]
+        recipe = resolve(self.profile.recipe)
+        named = {recipe.data.dataset, recipe.finetune.data}
+        for name, entry in catalogue().items():
+            if "sdist" in entry:
+                found.append(functools.partial(self._dataset, name))
+            elif name in named:
+                found.append(functools.partial(self._file_of_dataset, name))
         return [*found, functools.partial(self._built, pythons, target_gpu)]
 
     def _file(self, kind: str, name: str, path: str, sha256: str, url: str) -> list[Entry]:
@@ -207,6 +214,23 @@ class _Maker:
             return [there]
         url = datasets.find(entry["sdist"], sys.executable, entry["sdist_file"])[1]
         return self._file("dataset", name, path, sha256, url)
+
+    def _file_of_dataset(self, name: str) -> list[Entry]:
+        """A recipe's text that is one file elsewhere. It can be as much as gone: then the mirror is made without it."""
+        entry = {key: str(value) for key, value in catalogue()[name].items()}
+        path = mirror.dataset_path(entry["file"])
+        there, target = self.known.files.get(path), self.folder / path
+        if there is not None and target.is_file() and sha256_file(target) == there.sha256:
+            return [there]
+        try:
+            url, sha256 = datasets.address(name, entry, target)
+            self.say(_("fetching {name}").format(name=entry["file"]))
+            host.fetch(url, target, sha256)
+        except UcllmError as error:
+            self.say(_("dataset {name} is left out: {why}").format(name=name, why=error.problems[0].message))
+            return []
+        size = target.stat().st_size
+        return [Entry("dataset", entry["file"], path, sha256_file(target), size, host.without_logins(url))]
 
     def _git(self, source: Source) -> list[Entry]:
         """The pinned commit with all before it, and its tag where that names it, as a git bundle."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from bootstrap import datasets, host
+from bootstrap import datasets, host, mirror_create, profiles
+from bootstrap.mirror import Index
 from bootstrap.workspace import Workspace
 from pipeline.errors import UcllmError
 from tests.bootstrap import wheels
@@ -188,3 +191,92 @@ def test_the_index_is_the_one_that_pip_uses(
     workspace.env.symlink_to(env_python.parents[1])
     monkeypatch.setenv("PIP_INDEX_URL", "http://index.invalid/simple/")
     assert datasets._index(str(workspace.python)) == "http://index.invalid/simple"
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+    """A file of a dataset as the Hub offers it: its sha256 in a header before the redirect, the content behind it."""
+
+    content, told = b'{"text": "### Human: a### Assistant: b"}\n', ""
+
+    def do_HEAD(self) -> None:
+        self.send_response(302)
+        self.send_header("X-Linked-Etag", f'"{self.told}"')
+        self.send_header("Location", "/behind")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        self.wfile.write(self.content)
+
+    def log_message(self, *_arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Hub]]:
+    class Served(_Hub):
+        told = hashlib.sha256(_Hub.content).hexdigest()
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Served) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield Served
+        server.shutdown()
+
+
+def test_a_dataset_of_the_hub_is_compared_with_the_hash_that_it_tells(tmp_path: Path, hub: type[_Hub]) -> None:
+    workspace = Workspace(tmp_path)
+    path = datasets.ensure("openassistant", workspace, lambda _text: None)
+    assert path.read_bytes() == hub.content
+    assert datasets.ensure("openassistant", workspace, lambda _text: None) == path
+    path.write_bytes(b"altered")
+    with pytest.raises(UcllmError) as caught:
+        datasets.ensure("openassistant", workspace, lambda _text: None)
+    assert caught.value.problems[0].code == "dataset.altered"
+
+
+def test_another_content_than_the_hub_tells_is_refused(tmp_path: Path, hub: type[_Hub]) -> None:
+    hub.told = "0" * 64
+    with pytest.raises(UcllmError) as caught:
+        datasets.ensure("openassistant", Workspace(tmp_path), lambda _text: None)
+    assert caught.value.problems[0].code == "fetch.wrong-hash"
+    assert not datasets.path_of("openassistant", Workspace(tmp_path)).exists()
+
+
+def test_a_dataset_that_was_never_published_asks_for_ones_own(tmp_path: Path) -> None:
+    with pytest.raises(UcllmError) as caught:
+        datasets.ensure("book+wikija", Workspace(tmp_path), lambda _text: None)
+    assert caught.value.problems[0].code == "dataset.own"
+    assert "--set data.input=FILE" in caught.value.problems[0].hint
+    own = datasets.path_of("book+wikija", Workspace(tmp_path))
+    own.parent.mkdir(parents=True)
+    own.write_text('{"text": "mine"}\n', encoding="utf-8")
+    assert datasets.ensure("book+wikija", Workspace(tmp_path), lambda _text: None) == own
+
+
+def test_a_mirror_has_the_recipes_texts_that_can_be_had(
+    tmp_path: Path, hub: type[_Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``gpt-0.125b`` reads arxiv, whose address answers nothing here, and openassistant."""
+    monkeypatch.setattr(host, "RETRY_WAITS_S", ())
+    monkeypatch.setattr(datasets, "address", _only_the_hub(datasets.address))
+    said: list[str] = []
+    maker = mirror_create._Maker(tmp_path, profiles.load("megatron-cpu"), Index(), said.append)
+    (entry,) = maker._file_of_dataset("openassistant")
+    assert (entry.path, entry.size) == ("datasets/openassistant_best_replies_train.jsonl", len(hub.content))
+    assert (tmp_path / entry.path).read_bytes() == hub.content
+    assert maker._file_of_dataset("arxiv") == []
+    assert "dataset arxiv is left out" in said[-1]
+    wanted = [getattr(job, "args", ()) for job in maker.jobs(["3.9"], "")]
+    assert [name for name in ("openassistant", "arxiv", "botchan", "book+wikija") if (name,) in wanted] == [
+        "openassistant", "arxiv", "botchan",
+    ]  # fmt: skip
+
+
+def _only_the_hub(real: Callable[..., tuple[str, str]]) -> Callable[..., tuple[str, str]]:
+    def address(name: str, entry: Mapping[str, str], target: Path) -> tuple[str, str]:
+        return ("http://127.0.0.1:9/nothing", "") if name == "arxiv" else real(name, entry, target)
+
+    return address
