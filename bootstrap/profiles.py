@@ -195,6 +195,11 @@ class Profile:
     sources: Mapping[str, Source] = field(default_factory=dict)
     windows: Mapping[str, Window] = field(default_factory=dict)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on GPUs: it declares CUDA, or a torch that is built for it."""
+        return self.cuda is not None or bool(self.torch_build and self.torch_build.cuda)
+
     def pins_for(self, python: str) -> list[Pin]:
         """The pins that hold for a ``3.12``-like Python on this kind of machine."""
         from packaging.markers import Marker

@@ -98,7 +98,7 @@ def gpu_memory(config: Config, machines: Machines) -> int:
     """
     parallel = config.parallel
     split = parallel.tp * parallel.pp
-    shared = max(1, machines.world_size // split)
+    shared = machines.data_parallel(parallel)
     full = config.pretrain.precision == "fp32"
     state = (4, 4, 8) if full else (2, 2, 12)
     of_weights, of_gradients, of_optimizer = (
@@ -143,8 +143,7 @@ def largest_micro_batch(config: Config, machines: Machines) -> int:
 
     1 where even that does not fit, or the memory is not known.
     """
-    data_parallel = max(1, machines.world_size // (config.parallel.tp * config.parallel.pp))
-    share = max(1, config.pretrain.global_batch_size // data_parallel)
+    share = max(1, config.pretrain.global_batch_size // machines.data_parallel(config.parallel))
     best = 1
     for size in (size for size in range(1, share + 1) if share % size == 0):
         tried = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, micro_batch_size=size))

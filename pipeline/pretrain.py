@@ -81,7 +81,7 @@ def plan(stage: str, config: Config, sources: Sources) -> StagePlan:
         # How many GPUs share the work changes nothing; how the model is cut, and what is published, does.
         run_only["micro_batch_size"] = settings.pop("micro_batch_size")
         run_only["hosts"] = list(sources.machines.hosts)
-        run_only["data_parallel"] = megatron.batch(config, sources.machines).data_parallel
+        run_only["data_parallel"] = sources.machines.data_parallel(config.parallel)
         values.update({"parallel": section(config, "parallel"), "compat": sources.machines.compat})
     return StagePlan(
         stage,

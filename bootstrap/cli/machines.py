@@ -59,10 +59,8 @@ def of(values: Mapping[str, Any], work: Work, config: Config) -> Machines:
 
 
 def _has_gpu(work: Work) -> bool:
-    """Whether the profile computes on GPUs: it declares CUDA, or adopts a machine that shows one."""
-    profile = work.profile
-    declared = profile.cuda is not None or bool(profile.torch_build and profile.torch_build.cuda)
-    return declared or bool(work.facts.gpu.devices)
+    """Whether the profile computes on GPUs, or adopts a machine that shows one."""
+    return work.profile.on_gpu or bool(work.facts.gpu.devices)
 
 
 def _gpu(work: Work, chosen: Cluster) -> str:
@@ -73,7 +71,6 @@ def _gpu(work: Work, chosen: Cluster) -> str:
 
 def _memory(work: Work, chosen: Cluster, device: str, slots: int) -> int:
     """Bytes for one process: of the GPU that the cluster declares, is here, or the profile declares; a CPU's share.
-
 
     A CPU's is that of the whole machine: what is free changes from one call to the next, and the choice must not.
     """

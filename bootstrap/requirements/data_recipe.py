@@ -41,7 +41,7 @@ def check(profile: Profile, facts: Facts) -> Finding:
     if recipe.engine == "megatron-deepspeed":
         return ok(divides, *seen, _("memory is estimated when it is known on which machines it will run"))
     seen.append(_("training needs about {needed:.1f} GB of memory").format(needed=recipe.memory / _GB))
-    if _on_gpu(profile) and "gpu" not in facts.collected:
+    if profile.on_gpu and "gpu" not in facts.collected:
         return ok(divides, *seen, _("the GPUs were not looked at"))
     place, memory = _memory(profile, facts)
     if memory is None:
@@ -71,13 +71,9 @@ def _undivided(recipe: Recipe) -> list[str]:
     ]
 
 
-def _on_gpu(profile: Profile) -> bool:
-    return profile.cuda is not None or bool(profile.torch_build and profile.torch_build.cuda)
-
-
 def _memory(profile: Profile, facts: Facts) -> tuple[str, int | None]:
     """Where the training will lie and how many bytes it has there: the smallest GPU, a declared one, or the machine."""
-    if not _on_gpu(profile):
+    if not profile.on_gpu:
         return _("the machine"), facts.machine.memory_available
     sizes = [device.memory for device in facts.gpu.devices]
     known = [size for size in sizes if size is not None]

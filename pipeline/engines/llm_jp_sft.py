@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoints import Kind
-from pipeline.config import Config
-from pipeline.engines import megatron
+from pipeline.config import Config, section
+from pipeline.engines import lora, megatron, wandb_report
 from pipeline.engines.megatron_compat import wandb_flags
 from pipeline.errors import Problem
 from pipeline.i18n import _
@@ -34,8 +34,6 @@ SAVE_EVERY = 0.1
 #: The form of a conversation; the templates of the published launches.
 INSTRUCTION, RESPONSE = "### Human:", "### Assistant:"
 DS_CONFIG, ACCELERATE_CONFIG = "ds_config.json", "accelerate_config.yaml"
-#: Where llm-jp-sft's model has its LoRA adapters unless it is told otherwise: ``peft_lora_alpha``, ``…_dropout``.
-LORA_ALPHA, LORA_DROPOUT = 32, 0.05
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,7 @@ def launch(config: Config, machines: Machines, places: Places) -> Launch:
 
 def environment(config: Config, machines: Machines, places: Places) -> dict[str, str]:
     """The variables on top of the activated environment's."""
-    off = config.wandb.mode == "off"
-    found = {"WANDB_MODE": "disabled"} if off else megatron.wandb(config, places.group, places.files.parent)
+    found = wandb_report.variables(section(config, "wandb"), places.group, places.files.parent)
     if not machines.compat:
         found["PYTHONUNBUFFERED"] = "1"  # the log is heard as it is written
     if machines.device == "cpu":
@@ -149,8 +146,8 @@ def flags(config: Config, machines: Machines, places: Places) -> list[str]:
     if published:
         return found + (["--logging_steps", "1"] if several else []) + wandb_flags(config, places.group)
     if finetune.lora_rank:
-        lora = {"--peft_lora_r": finetune.lora_rank, "--peft_lora_alpha": LORA_ALPHA}
-        found += ["--use_peft", "True", *megatron.pairs({**lora, "--peft_lora_dropout": LORA_DROPOUT})]
+        adapters = {"--peft_lora_r": finetune.lora_rank, "--peft_lora_alpha": lora.ALPHA}
+        found += ["--use_peft", "True", *megatron.pairs({**adapters, "--peft_lora_dropout": lora.DROPOUT})]
     if machines.device == "cpu":
         found.append("--use_cpu")
     report = "wandb" if config.wandb.mode != "off" else "none"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import checkpoints
 from pipeline.base_model import BaseModel, describe_ids, load_folder, write_folder
 from pipeline.chat import Example, encode, prepare
-from pipeline.engines import llm_jp_sft, megatron_run, program, trl_engine
+from pipeline.engines import llm_jp_sft, program, trl_engine
 from pipeline.engines import llm_jp_sft_data as texts_of
 from pipeline.engines.llm_jp_sft import CHECKPOINTS
 from pipeline.engines.llm_jp_sft_start import STOPPED
@@ -40,7 +40,7 @@ _TAGS = {"loss": "train/loss", "learning_rate": "train/learning_rate", "grad_nor
 
 
 @dataclass
-class Heard(megatron_run.Heard):
+class Heard(program.Heard):
     """What the log said: entries of steps as the Trainer's ``log_history`` has them."""
 
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -87,29 +87,19 @@ def finetune(job: Job, conversations: Sequence[Conversation], report: Reporter) 
     write_folder(tuned, job.outputs["model"])
     _for_older_transformers(job.outputs["model"], tuned.tokenizer.chat_template)
     hide_paths(job.outputs["model"], job.outputs["model"])
-    sample = trl_engine.try_questions(tuned, data.questions, settings["seed"])
-    history = trl_engine.history_of(heard.log, (before, after), steps, sample["question"])
-    job.outputs["history"].write_text(json.dumps(history, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    job.outputs["curve"].write_text(trl_engine.curve_of(history), encoding="utf-8")
     tokens = sum(len(each.input_ids) for each in data.train) * settings["epochs"] * (1 - heard.start / max(steps, 1))
-    return {
-        "answer_loss_base": before,
-        "answer_loss": after,
-        "conversations": len(data.train) + len(data.held_out),
-        "held_out": len(data.held_out),
-        "cut": data.cut,
-        "dropped": data.dropped,
-        "rows": rows,
-        "epochs": settings["epochs"],
-        "steps": steps,
-        "seconds": round(heard.seconds, 2),
-        # Of this process: a run that was continued did the rest before.
-        "tokens_per_second": round(tokens / max(heard.seconds, 1e-9), 1),
-        "precision": "bf16",
-        "base_model": {"name": job.config["hub_model"], "commit": base.commit} if base.commit else {},
-        "sample": sample,
-        "versions": trl_engine.versions_of(["peft"] if settings["lora_rank"] else []),
-    }
+    return trl_engine.conclude(
+        job,
+        tuned,
+        data,
+        heard.log,
+        (before, after),
+        rows=rows,
+        steps=steps,
+        seconds=heard.seconds,
+        tokens=tokens,
+        precision="bf16",
+    )
 
 
 # --- before ----------------------------------------------------------------------------------------------------------
@@ -203,7 +193,7 @@ def _train(job: Job, steps: int, report: Reporter) -> Heard:
     """Start the launch and wait for its end; ``<home>/checkpoint`` then holds what it saved."""
     launch = job.config["run"]["launch"]
     folder = program.write_files(job.home / "launch", launch["files"])
-    megatron_run.point_to_checkpoints(job.home / "checkpoint", job.checkpoints)
+    program.point_to_checkpoints(job.home / "checkpoint", job.checkpoints)
     heard = _remembered(job, report)
     writers: list[Any] = []  # opened with the first entry: it starts a thread, and what is launched is forked before
 
@@ -291,28 +281,18 @@ def _judge(code: int, asked: bool, job: Job, heard: Heard) -> None:
     if code == 0 and made:
         return
     if heard.stopped_by or asked:
-        raise _stopped(checkpoints.newest_complete(job.checkpoints, CHECKPOINTS))
-    why = heard.errors[0] if heard.errors else _("The end of its log:") + "\n" + "\n".join(heard.tail)
-    if "OutOfMemoryError" in why:
+        raise program.stopped("finetune", checkpoints.newest_complete(job.checkpoints, CHECKPOINTS))
+    if "OutOfMemoryError" in heard.why:
         hint = _(
             "Halve `--set finetune.micro_batch_size=…` and double `--set finetune.gradient_accumulation_steps=…`: "
             "the result stays the same."
         )
-        raise UcllmError("finetune.gpu-memory", _("The GPU's memory is too small."), why, hint)
+        raise UcllmError("finetune.gpu-memory", _("The GPU's memory is too small."), heard.why, hint)
     what = _("llm-jp-sft ended with exit code {code}.").format(code=code)
     if code == 0:
         what = _("llm-jp-sft ended without a model.")
     hint = _("Read {log}; `ucllm explain {log}` knows the usual causes.").format(log=job.home / "log.txt")
-    raise UcllmError("finetune.engine-failed", what, why, hint)
-
-
-def _stopped(checkpoint: Path | None) -> UcllmError:
-    if checkpoint is None:
-        why, hint = _("No checkpoint was saved."), _("Run the same command again; it begins anew.")
-    else:
-        why = _("Its checkpoint is {path}.").format(path=checkpoint)
-        hint = _("Run the same command again; it continues from there.")
-    return UcllmError("finetune.stopped", _("The training was stopped."), why, hint)
+    raise UcllmError("finetune.engine-failed", what, heard.why, hint)
 
 
 # --- after -----------------------------------------------------------------------------------------------------------

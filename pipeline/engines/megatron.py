@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Config, steps
+from pipeline.config import Config, section, steps
+from pipeline.engines import wandb_report
 from pipeline.errors import Problem
 from pipeline.i18n import _
 from pipeline.launch import Launch, Machines
@@ -48,22 +49,6 @@ class Places:
     group: str = ""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """How a step's samples are spread: ``global = micro x data_parallel x accumulation``."""
-
-    micro: int
-    data_parallel: int
-    accumulation: int
-
-
-def batch(config: Config, machines: Machines) -> Batch:
-    """The batch of one step; ``pretrain.micro_batch_size=auto`` must have been chosen already."""
-    parallel = max(1, machines.world_size // (config.parallel.tp * config.parallel.pp))
-    micro = config.pretrain.micro_batch_size
-    return Batch(micro, parallel, max(1, config.pretrain.global_batch_size // (micro * parallel)))
-
-
 def precision(config: Config, machines: Machines) -> str:
     """``fp32``, ``fp16`` or ``bf16``: what is asked for; ``auto`` is fp32 on a CPU, else fp16 as the guide computes."""
     if config.pretrain.precision != "auto":
@@ -85,7 +70,7 @@ def problems(config: Config, machines: Machines) -> list[Problem]:
             text = _("{name} {size} is not divisible by {other} {divisor}.")
             found.append((text.format(name=name, size=size, other=other, divisor=divisor), ""))
     if not machines.world_size % split and pretrain.micro_batch_size:
-        data_parallel = machines.world_size // split
+        data_parallel = machines.data_parallel(parallel)
         if pretrain.global_batch_size % (pretrain.micro_batch_size * data_parallel):
             text = _(
                 "pretrain.global_batch_size {total} is not divisible by pretrain.micro_batch_size {micro} x "
@@ -134,18 +119,7 @@ def environment(config: Config, machines: Machines, places: Places) -> dict[str,
     if machines.device == "cpu":
         # LOCAL_SIZE: deepspeed/accelerator/cpu_accelerator.py counts devices by it, else by numactl.
         found = {"MAKEFLAGS": found["MAKEFLAGS"], "DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(machines.slots)}
-    found.update(
-        {"WANDB_MODE": "disabled"} if config.wandb.mode == "off" else wandb(config, places.group, places.files.parent)
-    )
-    return found
-
-
-def wandb(config: Config, group: str, folder: Path) -> dict[str, str]:
-    """The variables by which wandb's client knows what it logs to."""
-    found = {"WANDB_MODE": config.wandb.mode, "WANDB_RUN_GROUP": group, "WANDB_DIR": str(folder)}
-    found.update({"WANDB_ENTITY": config.wandb.entity} if config.wandb.entity else {})
-    found.update({"WANDB_PROJECT": config.wandb.project} if config.wandb.project else {})
-    return found
+    return found | wandb_report.variables(section(config, "wandb"), places.group, places.files.parent)
 
 
 def flags(config: Config, machines: Machines, places: Places) -> list[str]:
@@ -156,34 +130,20 @@ def flags(config: Config, machines: Machines, places: Places) -> list[str]:
     held_out = round(1000 * pretrain.validation_fraction)
     found = [
         *model_flags(config),
+        *step_flags(config),
         *pairs(
             {
-                "--micro-batch-size": pretrain.micro_batch_size,
-                "--global-batch-size": pretrain.global_batch_size,
                 "--train-samples": samples,
                 "--train-tokens": samples * pretrain.seq_length,
                 "--lr-decay-tokens": samples * pretrain.seq_length,
                 "--lr-warmup-tokens": pretrain.warmup_steps * pretrain.global_batch_size * pretrain.seq_length,
                 "--lr": rate(pretrain.learning_rate),
                 "--min-lr": rate(pretrain.min_learning_rate),
-                "--lr-decay-style": "cosine",
-                "--adam-beta1": pretrain.adam_beta1,
-                "--adam-beta2": pretrain.adam_beta2,
-                "--weight-decay": pretrain.weight_decay,
-                "--clip-grad": pretrain.clip_grad,
                 "--split": f"{1000 - held_out},{held_out},0",
-                "--log-interval": pretrain.log_interval,
-                "--eval-interval": pretrain.eval_interval,
-                "--eval-iters": pretrain.eval_iters,
-                "--save-interval": pretrain.save_interval,
-                "--num-workers": 0,
-                "--seed": pretrain.seed,
                 "--hidden-dropout": model.dropout,
                 "--attention-dropout": model.dropout,
             }
         ),
-        "--override-opt_param-scheduler",
-        "--no-async-tensor-model-parallel-allreduce",
         *precision_flags(precision(config, machines)),
         # A stop that is asked for ends the step, saves and exits: a rank that hears SIGTERM tells the others.
         "--exit-signal-handler",
@@ -194,8 +154,6 @@ def flags(config: Config, machines: Machines, places: Places) -> list[str]:
         found += ["--distributed-backend", "gloo", "--no-gradient-accumulation-fusion", "--no-masked-softmax-fusion"]
     elif precision(config, machines) != "fp32":  # flash-attn 2 knows only the 16-bit types
         found.append("--use-flash-attn-v2")
-    if pretrain.activation_checkpointing:
-        found += ["--checkpoint-activations", "--deepspeed-activation-checkpointing"]
     return found + place_flags(places) + parallel_flags(config, places, no_pipeline=config.parallel.zero >= 2)
 
 
@@ -212,6 +170,32 @@ def model_flags(config: Config) -> list[str]:
             "--init-method-std": model.init_std,
         }
     )
+
+
+def step_flags(config: Config) -> list[str]:
+    """What every step does, and how often it is logged, judged and saved; the published launches say the same."""
+    pretrain = config.pretrain
+    found = pairs(
+        {
+            "--micro-batch-size": pretrain.micro_batch_size,
+            "--global-batch-size": pretrain.global_batch_size,
+            "--lr-decay-style": "cosine",
+            "--adam-beta1": pretrain.adam_beta1,
+            "--adam-beta2": pretrain.adam_beta2,
+            "--weight-decay": pretrain.weight_decay,
+            "--clip-grad": pretrain.clip_grad,
+            "--log-interval": pretrain.log_interval,
+            "--eval-interval": pretrain.eval_interval,
+            "--eval-iters": pretrain.eval_iters,
+            "--save-interval": pretrain.save_interval,
+            "--num-workers": 0,
+            "--seed": pretrain.seed,
+        }
+    )
+    found += ["--override-opt_param-scheduler", "--no-async-tensor-model-parallel-allreduce"]
+    if pretrain.activation_checkpointing:
+        found += ["--checkpoint-activations", "--deepspeed-activation-checkpointing"]
+    return found
 
 
 def place_flags(places: Places) -> list[str]:
@@ -262,10 +246,10 @@ def deepspeed_config(config: Config, machines: Machines) -> dict[str, Any]:
     ``steps_per_print``, the loss scale's values and ``prescale_gradients`` (only without ZeRO) are those of
     ``examples_deepspeed/rebase/ds_config_gpt_TEMPLATE.json`` and the scripts around it.
     """
-    spread, name = batch(config, machines), precision(config, machines)
+    name = precision(config, machines)
     found: dict[str, Any] = {
         "train_batch_size": config.pretrain.global_batch_size,
-        "train_micro_batch_size_per_gpu": spread.micro,
+        "train_micro_batch_size_per_gpu": config.pretrain.micro_batch_size,
         "steps_per_print": config.pretrain.log_interval,
         "zero_optimization": {"stage": config.parallel.zero},
         "gradient_clipping": config.pretrain.clip_grad,

@@ -12,20 +12,22 @@ import json
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.engines import megatron
 from pipeline.engines.megatron import (
     CHECKOUT,
     DS_CONFIG,
     FP16,
     SCRIPT,
     Places,
-    batch,
     environment,
     model_flags,
     pairs,
     parallel_flags,
     place_flags,
+    precision,
     precision_flags,
     rate,
+    step_flags,
 )
 from pipeline.launch import Launch, Machines
 
@@ -49,46 +51,32 @@ def launch(config: Config, machines: Machines, places: Places) -> Launch:
 
 def flags(config: Config, machines: Machines, places: Places) -> list[str]:
     """The words behind ``pretrain_gpt.py``."""
-    del machines
     pretrain = config.pretrain
-    found = [
+    found = pairs(
+        {
+            "--lr-decay-tokens": TRAIN_TOKENS,
+            "--lr-warmup-tokens": WARMUP_TOKENS,
+            "--exit-duration-in-mins": EXIT_MINUTES,
+            "--train-tokens": TRAIN_TOKENS,
+            # "we just set this config large enough": twice the tokens.
+            "--train-samples": TRAIN_TOKENS * 2 // pretrain.seq_length,
+            "--lr": RATES.get(pretrain.learning_rate) or rate(pretrain.learning_rate),
+            "--min-lr": rate(pretrain.min_learning_rate),
+            "--split": "949,50,1",
+            "--hysteresis": 2,
+        }
+    )
+    return [
         *model_flags(config),
-        *pairs(
-            {
-                "--adam-beta1": pretrain.adam_beta1,
-                "--adam-beta2": pretrain.adam_beta2,
-                "--lr-decay-tokens": TRAIN_TOKENS,
-                "--lr-warmup-tokens": WARMUP_TOKENS,
-                "--micro-batch-size": pretrain.micro_batch_size,
-                "--exit-duration-in-mins": EXIT_MINUTES,
-                "--global-batch-size": pretrain.global_batch_size,
-                "--train-tokens": TRAIN_TOKENS,
-                # "we just set this config large enough": twice the tokens.
-                "--train-samples": TRAIN_TOKENS * 2 // pretrain.seq_length,
-                "--lr": RATES.get(pretrain.learning_rate) or rate(pretrain.learning_rate),
-                "--min-lr": rate(pretrain.min_learning_rate),
-                "--lr-decay-style": "cosine",
-                "--split": "949,50,1",
-                "--log-interval": pretrain.log_interval,
-                "--eval-interval": pretrain.eval_interval,
-                "--eval-iters": pretrain.eval_iters,
-                "--save-interval": pretrain.save_interval,
-                "--weight-decay": pretrain.weight_decay,
-                "--clip-grad": pretrain.clip_grad,
-                "--hysteresis": 2,
-                "--num-workers": 0,
-                "--seed": pretrain.seed,
-            }
-        ),
-        *([] if pretrain.precision == "fp32" else [precision_flags(_precision(config))[0]]),
-        "--override-opt_param-scheduler",
-        "--no-async-tensor-model-parallel-allreduce",
+        *step_flags(config),
+        *found,
+        *precision_flags(precision(config, machines))[:1],
         "--use-flash-attn-v2",
         "--log-optimizer-states-to-tensorboard",
+        *place_flags(places),
+        *parallel_flags(config, places),
+        *wandb_flags(config, places.group),
     ]
-    if pretrain.activation_checkpointing:
-        found += ["--checkpoint-activations", "--deepspeed-activation-checkpointing"]
-    return [*found, *place_flags(places), *parallel_flags(config, places), *wandb_flags(config, places.group)]
 
 
 def wandb_flags(config: Config, group: str) -> list[str]:
@@ -100,18 +88,5 @@ def wandb_flags(config: Config, group: str) -> list[str]:
 
 
 def deepspeed_config(config: Config, machines: Machines) -> dict[str, Any]:
-    """``ds_config_gpt_TEMPLATE.json`` filled in: fp16 is always on in it."""
-    return {
-        "train_batch_size": config.pretrain.global_batch_size,
-        "train_micro_batch_size_per_gpu": batch(config, machines).micro,
-        "steps_per_print": config.pretrain.log_interval,
-        "zero_optimization": {"stage": config.parallel.zero},
-        "gradient_clipping": 1.0,
-        "prescale_gradients": config.parallel.zero == 0,
-        "fp16": dict(FP16),
-        "wall_clock_breakdown": False,
-    }
-
-
-def _precision(config: Config) -> str:
-    return "fp16" if config.pretrain.precision == "auto" else config.pretrain.precision
+    """``ds_config_gpt_TEMPLATE.json`` filled in: fp16 is always on in it, and the clipping is its own."""
+    return {**megatron.deepspeed_config(config, machines), "gradient_clipping": 1.0, "fp16": FP16}

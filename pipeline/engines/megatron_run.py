@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import checkpoints
 from pipeline.checkpoints import MEGATRON
-from pipeline.engines import megatron, megatron_log, megatron_start
-from pipeline.engines.program import run, write_files
+from pipeline.engines import megatron, megatron_log, megatron_start, program
 from pipeline.errors import UcllmError
 from pipeline.i18n import _
 
@@ -35,27 +34,11 @@ HEARD = "heard.jsonl"
 
 
 @dataclass
-class Heard:
-    """What the log said: entries of steps and validations, in order, and why the training stopped early."""
+class Heard(program.Heard):
+    """What the log said: entries of steps and validations, in order."""
 
     steps: list[dict[str, Any]] = field(default_factory=list)
     validations: list[dict[str, Any]] = field(default_factory=list)
-    stopped_by: str = ""
-    seconds: float = 0.0
-    #: What Python tracebacks ended with, the first one first: later ones are of launchers and of other processes.
-    errors: list[str] = field(default_factory=list)
-    tail: list[str] = field(default_factory=list)
-    inside_traceback: bool = False
-
-    def take(self, line: str) -> bool:
-        """Keep the end, and follow tracebacks: their last line is the first that is not indented. Always false."""
-        self.tail = [*self.tail[-14:], line]
-        if line.startswith("Traceback (most recent call last)"):
-            self.inside_traceback = True
-        elif self.inside_traceback and line and not line[0].isspace():
-            self.inside_traceback = False
-            self.errors.append(line)
-        return False
 
 
 @dataclass(frozen=True)
@@ -73,15 +56,15 @@ def train(job: Job, report: Reporter) -> Trained:
     Raises :class:`UcllmError` when it fails, when the loss is not a number, and when it was stopped.
     """
     launch, steps = job.config["run"]["launch"], job.config["pretrain"]["steps"]
-    folder = write_files(job.home / "launch", launch["files"])
-    point_to_checkpoints(job.home / "checkpoint", job.checkpoints)
+    folder = program.write_files(job.home / "launch", launch["files"])
+    program.point_to_checkpoints(job.home / "checkpoint", job.checkpoints)
     start = starting_point(job.checkpoints, report)
     heard = _remembered(job.checkpoints / HEARD, MEGATRON.step(start) if start else 0)
     if start is not None and _other_share(start, job):
         launch = _universal(start, launch, folder, report)
     code = 0
     if start is None or MEGATRON.step(start) < steps:
-        code, asked = run(launch, folder, lambda line: _hear(line, job, report, heard), report)
+        code, asked = program.run(launch, folder, lambda line: _hear(line, job, report, heard), report)
         _judge(code, asked, job, heard)
     found = checkpoints.newest_complete(job.checkpoints, MEGATRON)
     # A launcher whose own child was killed may end with 0.
@@ -103,13 +86,6 @@ def _remembered(path: Path, step: int) -> Heard:
                     (heard.steps if entry["kind"] == "step" else heard.validations).append(entry)
     path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     return heard
-
-
-def point_to_checkpoints(link: Path, folder: Path) -> None:
-    """Let ``link``, which the launch names, lead to the checkpoints of this configuration and these inputs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(os.path.relpath(folder, link.parent))
 
 
 def starting_point(root: Path, report: Reporter) -> Path | None:
@@ -160,10 +136,10 @@ def _universal(checkpoint: Path, launch: Mapping[str, Any], folder: Path, report
         "env": {**launch["env"], "WANDB_MODE": "disabled", "PYTHONPATH": os.pathsep.join(_places(launch))},
     }
     report.note(_("Another number of GPUs: the optimizer's parts are put together and cut anew."))
-    heard = Heard()
-    code, asked = run(making, folder, heard.take, report)
+    heard = program.Heard()
+    code, asked = program.run(making, folder, heard.take, report)
     if asked:
-        raise _stopped(checkpoint)
+        raise program.stopped("pretrain", checkpoint)
     if code != 0:
         what = _("The checkpoint cannot be continued on another number of GPUs.")
         why = heard.errors[0] if heard.errors else _("DeepSpeed ended with exit code {code}.").format(code=code)
@@ -245,18 +221,9 @@ def _judge(code: int, asked: bool, job: Job, heard: Heard) -> None:
             hint=_("Lower `--set pretrain.learning_rate=…`, or raise `--set pretrain.warmup_steps=…`."),
         )
     if heard.stopped_by == "signal" or asked:
-        raise _stopped(checkpoints.newest_complete(job.checkpoints, MEGATRON))
+        raise program.stopped("pretrain", checkpoints.newest_complete(job.checkpoints, MEGATRON))
     if code != 0:
         raise _failed(job, code, heard)
-
-
-def _stopped(checkpoint: Path | None) -> UcllmError:
-    if checkpoint is None:
-        why, hint = _("No checkpoint was saved."), _("Run the same command again; it begins anew.")
-    else:
-        why = _("Its checkpoint is {path}.").format(path=checkpoint)
-        hint = _("Run the same command again; it continues from there.")
-    return UcllmError("pretrain.stopped", _("The training was stopped."), why, hint)
 
 
 def _failed(job: Job, code: int, heard: Heard) -> UcllmError:
@@ -264,7 +231,7 @@ def _failed(job: Job, code: int, heard: Heard) -> UcllmError:
     return UcllmError(
         "pretrain.engine-failed",
         _("Megatron-DeepSpeed ended with exit code {code}.").format(code=code),
-        heard.errors[0] if heard.errors else _("The end of its log:") + "\n" + "\n".join(heard.tail),
+        heard.why,
         _("Read {log}; `ucllm explain {log}` knows the usual causes.").format(log=log),
     )
 

@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.engines.megatron_start import RANKS, STAGE
+from pipeline.errors import UcllmError
 from pipeline.i18n import _
 from pipeline.launch.styles import ENVIRONMENT
 
@@ -44,6 +46,50 @@ def write_files(folder: Path, files: Mapping[str, str]) -> Path:
         if path.parent.name == "bin":
             path.chmod(0o755)
     return folder
+
+
+def point_to_checkpoints(link: Path, folder: Path) -> None:
+    """Let ``link``, which the launch names, lead to the checkpoints of this configuration and these inputs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(folder, link.parent))
+
+
+@dataclass
+class Heard:
+    """What the log said of how it went: why the training stopped early, its seconds, its end, its errors."""
+
+    stopped_by: str = ""
+    seconds: float = 0.0
+    #: What Python tracebacks ended with, the first one first: later ones are of launchers and of other processes.
+    errors: list[str] = field(default_factory=list)
+    tail: list[str] = field(default_factory=list)
+    inside_traceback: bool = False
+
+    def take(self, line: str) -> bool:
+        """Keep the end, and follow tracebacks: their last line is the first that is not indented. Always false."""
+        self.tail = [*self.tail[-14:], line]
+        if line.startswith("Traceback (most recent call last)"):
+            self.inside_traceback = True
+        elif self.inside_traceback and line and not line[0].isspace():
+            self.inside_traceback = False
+            self.errors.append(line)
+        return False
+
+    @property
+    def why(self) -> str:
+        """The reason of a failure: what Python said first, else the end of the log."""
+        return self.errors[0] if self.errors else _("The end of its log:") + "\n" + "\n".join(self.tail)
+
+
+def stopped(stage: str, checkpoint: Path | None) -> UcllmError:
+    """What to say of a training that ended because it was asked to; ``checkpoint`` is where it can continue."""
+    if checkpoint is None:
+        why, hint = _("No checkpoint was saved."), _("Run the same command again; it begins anew.")
+    else:
+        why = _("Its checkpoint is {path}.").format(path=checkpoint)
+        hint = _("Run the same command again; it continues from there.")
+    return UcllmError(f"{stage}.stopped", _("The training was stopped."), why, hint)
 
 
 class Stopper:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import checkpoints
 from pipeline.base_model import BaseModel, describe_ids, load_folder, load_from_hub, write_folder
-from pipeline.chat import IGNORED, Example, chat_template, prepare, prompt_ids
+from pipeline.chat import IGNORED, Data, Example, chat_template, prepare, prompt_ids
 from pipeline.engines import lora, packing, wandb_report
 from pipeline.engines.torch_engine import CHECKPOINT_PER_PARAMETER
 from pipeline.engines.watcher import watcher_class
@@ -118,12 +118,46 @@ def finetune(job: Job, conversations: Sequence[Conversation], report: Reporter) 
     after = answer_loss(base.model, data.held_out, alone, batch)
 
     write_folder(base, job.outputs["model"])
-    sample = try_questions(base, data.questions, settings["seed"])
-    history = history_of(trainer.state.log_history, (before, after), arguments.max_steps, sample["question"])
-    job.outputs["history"].write_text(json.dumps(history, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    job.outputs["curve"].write_text(curve_of(history), encoding="utf-8")
     trained = watch.steps * batch * settings["gradient_accumulation_steps"]
     mean_length = sum(len(each.input_ids) for each in data.train) / len(rows)
+    return conclude(
+        job,
+        base,
+        data,
+        trainer.state.log_history,
+        (before, after),
+        rows=len(rows),
+        steps=arguments.max_steps,
+        seconds=watch.seconds,
+        tokens=trained * mean_length,
+        precision=precision,
+    )
+
+
+def conclude(
+    job: Job,
+    tuned: BaseModel,
+    data: Data,
+    log: Sequence[dict[str, Any]],
+    losses: tuple[float | None, float | None],
+    *,
+    rows: int,
+    steps: int,
+    seconds: float,
+    tokens: float,
+    precision: str,
+) -> dict[str, Any]:
+    """Try the tuned model, write history and curve, and return the metrics, of every engine the same.
+
+    ``log`` is as the Trainer's ``log_history``; ``losses`` are the held-out ones before and after. ``seconds`` and
+    ``tokens`` are of this process: a run that was continued did the rest before.
+    """
+    settings = job.config["finetune"]
+    sample = try_questions(tuned, data.questions, settings["seed"])
+    history = history_of(log, losses, steps, sample["question"])
+    job.outputs["history"].write_text(json.dumps(history, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    job.outputs["curve"].write_text(curve_of(history), encoding="utf-8")
+    before, after = losses
     return {
         "answer_loss_base": before,
         "answer_loss": after,
@@ -131,16 +165,15 @@ def finetune(job: Job, conversations: Sequence[Conversation], report: Reporter) 
         "held_out": len(data.held_out),
         "cut": data.cut,
         "dropped": data.dropped,
-        "rows": len(rows),
+        "rows": rows,
         "epochs": settings["epochs"],
-        "steps": arguments.max_steps,
-        "seconds": round(watch.seconds, 2),
-        # Of this process: a run that was continued did the rest before.
-        "tokens_per_second": round(trained * mean_length / max(watch.seconds, 1e-9), 1),
+        "steps": steps,
+        "seconds": round(seconds, 2),
+        "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
         "precision": precision,
-        "base_model": {"name": job.config["hub_model"], "commit": base.commit} if base.commit else {},
+        "base_model": {"name": job.config["hub_model"], "commit": tuned.commit} if tuned.commit else {},
         "sample": sample,
-        "versions": versions_of(["peft"] if adapters else []),
+        "versions": versions_of(["peft"] if settings.get("lora_rank") else []),
     }
 
 

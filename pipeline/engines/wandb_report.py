@@ -40,9 +40,16 @@ def report_to(settings: Mapping[str, Any], home: Path, stage: str) -> str:
     if importlib.util.find_spec("wandb") is None:
         raise missing_package("wandb.missing", f"wandb.mode={mode}", "wandb", _("Or use `--set wandb.mode=off`."))
     # A run that is continued is another one to wandb; the group holds them together.
-    os.environ.update({"WANDB_MODE": mode, "WANDB_DIR": str(home), "WANDB_RUN_GROUP": run_name(home, stage)})
-    os.environ.update({f"WANDB_{key.upper()}": settings[key] for key in ("entity", "project") if settings.get(key)})
+    os.environ.update(variables(settings, run_name(home, stage), home))
     return "wandb"
+
+
+def variables(settings: Mapping[str, Any], group: str, home: Path) -> dict[str, str]:
+    """The variables by which wandb's client knows what it logs to, from the table ``wandb``; never the key."""
+    if settings["mode"] == "off":
+        return {"WANDB_MODE": "disabled"}
+    found = {"WANDB_MODE": settings["mode"], "WANDB_RUN_GROUP": group, "WANDB_DIR": str(home)}
+    return found | {f"WANDB_{key.upper()}": settings[key] for key in ("entity", "project") if settings.get(key)}
 
 
 def run_name(home: Path, stage: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipeline.config import ParallelConfig
     from pipeline.launch.cluster import Cluster
 
 
@@ -58,3 +59,7 @@ class Machines:
     def world_size(self) -> int:
         """Processes in all, one a GPU."""
         return len(self.hosts) * self.slots
+
+    def data_parallel(self, parallel: ParallelConfig) -> int:
+        """Copies of the model that train side by side, at least one."""
+        return max(1, self.world_size // (parallel.tp * parallel.pp))

@@ -5,10 +5,7 @@ Nothing of the user's (``~/.ssh``, ``~/.bashrc``) is written; the published scri
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -146,63 +143,6 @@ def master_port(job: str) -> int:
     So two jobs that share a node do not meet. Outside a job it is torch's own default.
     """
     return 10000 + int(job) % 50000 if job else DEFAULT_PORT
-
-
-def port_is_free(port: int) -> bool:
-    """Whether a process of this user could listen on ``port`` of this machine, on every address, now."""
-    return not _port_problem(port)
-
-
-def port_problem(port: int) -> str:
-    """Why nobody could listen on ``port`` of this machine, for people; empty when it is free."""
-    reason = _port_problem(port)
-    if not reason:
-        return ""
-    owner = port_owner(port)
-    return _("{reason} ({owner})").format(reason=reason, owner=owner) if owner else reason
-
-
-def _port_problem(port: int) -> str:
-    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104  bound, never listened on
-        try:
-            with socket.socket(family, socket.SOCK_STREAM) as listener:
-                if family == socket.AF_INET6:
-                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                # As torch's store: a connection of an ended run that is still winding down is in nobody's way.
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listener.bind((address, port))
-                listener.listen(1)
-        except OSError as error:
-            if family == socket.AF_INET6 and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                continue  # no IPv6 here
-            return os.strerror(error.errno or 0)
-    return ""
-
-
-def port_owner(port: int) -> str:
-    """Who listens on ``port`` here, for people; empty when nobody does or nothing can be seen."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            words = line.split()
-            if words[3] == "0A" and int(words[1].rpartition(":")[2], 16) == port:  # 0A: LISTEN
-                inodes.add(words[9])
-    if not inodes:
-        return ""
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            target = str(link.readlink())
-            if target.startswith("socket:[") and target[8:-1] in inodes:
-                process = link.parts[2]
-                command = (Path("/proc") / process / "comm").read_text(encoding="utf-8", errors="replace").strip()
-                return _("process {pid}, {command}").format(pid=process, command=command)
-        except OSError:
-            continue  # ended meanwhile, or another user's
-    return _("a process of another user")
 
 
 def hostfile(names: Sequence[str], slots: int) -> str:

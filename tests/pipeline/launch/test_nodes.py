@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
@@ -103,17 +102,6 @@ def test_the_port_comes_from_the_job_as_in_the_published_scripts(environ: dict[s
     assert nodes.job_id(environ) == job
     assert nodes.master_port(job) == port
     assert nodes.inside(environ) is bool(job)
-
-
-def test_a_taken_port_is_seen_and_its_owner_named() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        assert not nodes.port_is_free(port)
-        assert "process" in nodes.port_problem(port)
-    assert nodes.port_is_free(port)
-    assert nodes.port_problem(port) == nodes.port_owner(port) == ""
 
 
 def test_a_hostfile_is_read_as_it_is_written() -> None:
